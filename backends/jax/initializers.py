@@ -1,0 +1,185 @@
+"""JAX's idiom: a factory of ``init(key, shape, dtype, out_sharding)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from deq_init import families, scale
+from deq_init.jax import primitives
+
+
+class Initializer(Protocol):
+    """What the factories return: the signature of ``jax.nn.initializers.Initializer``."""
+
+    def __call__(
+        self, key: jax.Array, shape: Sequence[int], dtype: Any = ..., out_sharding: Any = None
+    ) -> jax.Array:
+        """Return an array of this shape and dtype."""
+
+
+def random(
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    dtype: Any = None,
+) -> Initializer:
+    """Build an initializer of i.i.d. normal entries with variance gain²/fan_in.
+
+    Parameters
+    ----------
+    gain : float, default 1.0
+        Square root of the paper's V.
+    spectral_norm, spectral_radius : float, optional
+        Instead of gain: largest singular value, or largest modulus of an eigenvalue, that the
+        sampled matrix shall have (relative error 1e-5 in float32).
+    dtype : dtype, optional
+        Default dtype of the arrays: float16, bfloat16, float32 or float64; JAX's default float
+        dtype if it is not given.
+
+    Returns
+    -------
+    callable
+        ``init(key, shape, dtype=..., out_sharding=None)`` for shapes (..., in, out); axes before
+        the last are flattened to rows. It may be called under ``jit`` and ``vmap``. With a
+        Threefry key the normals are ``jax.random.normal(key, shape)``, and
+        ``jax.random.key(seed)`` gives the same matrix as ``seed`` in every other backend; a key
+        of another implementation gives its own normals.
+
+    Raises
+    ------
+    ScaleError
+        From the factory.
+    ShapeError, DTypeError
+        From the initializer, when it is called or traced.
+
+    See Also
+    --------
+    deq_init.families : the laws and their edges.
+
+    Examples
+    --------
+    >>> w = random(0.5)(jax.random.key(0), (512, 512))
+    >>> bool(abs(w.std() * 512**0.5 - 0.5) < 0.005)
+    True
+    """
+    return _initializer("random", gain, spectral_norm, spectral_radius, dtype)
+
+
+def orthogonal(
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    dtype: Any = None,
+) -> Initializer:
+    """Build an initializer of gain times a Haar-distributed (semi-)orthogonal matrix.
+
+    Parameters, returns and errors are those of :func:`random`.
+
+    Examples
+    --------
+    >>> w = orthogonal()(jax.random.key(0), (64, 64))
+    >>> bool(jnp.allclose(w @ w.T, jnp.eye(64), atol=1e-5))
+    True
+    """
+    return _initializer("orthogonal", gain, spectral_norm, spectral_radius, dtype)
+
+
+def goe(
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    dtype: Any = None,
+) -> Initializer:
+    """Build an initializer of GOE matrices: symmetric, variance gain²/n, diagonal 2·gain²/n.
+
+    Spectral norm and radius are both near 2·gain. Parameters, returns and errors are those of
+    :func:`random`; the shape must be square.
+
+    Examples
+    --------
+    >>> w = goe(spectral_norm=0.9)(jax.random.key(0), (64, 64))
+    >>> bool((w == w.T).all())
+    True
+    """
+    return _initializer("goe", gain, spectral_norm, spectral_radius, dtype)
+
+
+def rescale(
+    w: jax.Array,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+) -> jax.Array:
+    """Return the kernel times the one factor that gives it this spectral norm or radius.
+
+    Parameters
+    ----------
+    w : Array, shape (..., in, out)
+        A kernel of one of the four floating dtypes.
+    spectral_norm, spectral_radius : float
+        The target, one of the two.
+
+    Raises
+    ------
+    ShapeError, ScaleError, DTypeError
+        Also if the matrix has norm or radius zero, or entries that are not finite. Under ``jit``,
+        where values are not known, such a matrix gives entries that are not finite.
+
+    Examples
+    --------
+    >>> rescale(jnp.diag(jnp.array([3.0, 1.0])), spectral_norm=1.5)
+    Array([[1.5, 0. ],
+           [0. , 0.5]], dtype=float32)
+    """
+    target = scale.resolve_target(spectral_norm, spectral_radius)
+    w = jnp.asarray(w)
+    compute = families.compute_dtype(w.dtype.name)
+    rows, columns = families.matrix_shape(w.shape, "in_out")
+    scale.require_square(target.kind, rows, columns)
+    matrix = w.astype(compute).reshape(rows, columns)
+    measured = scale.measure(primitives.xp, matrix, target.kind)
+    factor: Any = target.value / measured
+    if not isinstance(measured, jax.core.Tracer):
+        factor = scale.factor(target, float(measured))
+    return (matrix * factor).reshape(w.shape).astype(w.dtype)
+
+
+def _initializer(
+    family: str,
+    gain: float,
+    spectral_norm: float | None,
+    spectral_radius: float | None,
+    default_dtype: Any,
+) -> Initializer:
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+
+    def init(
+        key: jax.Array,
+        shape: Sequence[int],
+        dtype: Any = default_dtype,
+        out_sharding: Any = None,
+    ) -> jax.Array:
+        resolved = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+        compute = families.compute_dtype(resolved.name)
+        plan = families.plan(family, shape, "in_out", target)
+        w = _sample(plan.with_value(1.0), compute, key, target.value)
+        w = w.reshape(families.axes(shape)).astype(resolved)
+        return w if out_sharding is None else jax.sharding.reshard(w, out_sharding)
+
+    return init
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _sample(plan: families.Plan, dtype: str, key: jax.Array, value: float) -> jax.Array:
+    """Return a matrix; the scale's value is traced, so that a new one does not compile again."""
+    g = jax.random.normal(key, (plan.rows, plan.columns), dtype)
+    with jax.default_matmul_precision("highest"):
+        return plan.with_value(jnp.asarray(value, g.dtype)).realize(primitives.xp, g)

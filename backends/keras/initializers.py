@@ -1,0 +1,136 @@
+"""Keras's idiom: serialisable classes, registered names and plain strings."""
+
+from __future__ import annotations
+
+import random as python_random
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from deq_init import draws, families, scale
+from deq_init.keras import primitives
+
+
+class _Sampled(keras.Initializer):  # type: ignore[misc]
+    """A family and a scale, as a Keras initializer."""
+
+    _family: str
+
+    def __init__(
+        self,
+        gain: float | None = scale.UNIT_GAIN,
+        spectral_norm: float | None = None,
+        spectral_radius: float | None = None,
+        seed: Any = None,
+    ) -> None:
+        self._target = scale.resolve(gain, spectral_norm, spectral_radius)
+        self.gain = self._target.value if self._target.kind == "gain" else None
+        self.spectral_norm = spectral_norm
+        self.spectral_radius = spectral_radius
+        if isinstance(seed, dict):
+            seed = keras.saving.deserialize_keras_object(seed)
+        self._given_seed = seed
+        if seed is None:
+            # As Keras's own initializers: keras.utils.set_random_seed makes it reproducible.
+            seed = python_random.randint(1, 10**9)
+        elif not isinstance(seed, keras.random.SeedGenerator):
+            draws.key_from_seed(seed)
+        self.seed = seed
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        """Return a tensor of this shape (..., in, out) and dtype."""
+        resolved = keras.backend.standardize_dtype(dtype or keras.config.floatx())
+        compute = families.compute_dtype(resolved)
+        plan = families.plan(self._family, shape, "in_out", self._target)
+        g = primitives.normals(self.seed, plan.rows, plan.columns, compute)
+        w = primitives.realize(plan.with_value(1.0), g, self._target.value)
+        return ops.cast(ops.reshape(w, families.axes(shape)), resolved)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, JSON-serialisable."""
+        return {
+            "gain": self.gain,
+            "spectral_norm": self.spectral_norm,
+            "spectral_radius": self.spectral_radius,
+            "seed": keras.saving.serialize_keras_object(self._given_seed),
+        }
+
+
+@keras.saving.register_keras_serializable(package="deq_init", name="Random")
+class Random(_Sampled):
+    """I.i.d. normal entries with variance gain²/fan_in.
+
+    Also the string ``"deq_random"``, with the defaults below.
+
+    Parameters
+    ----------
+    gain : float, default 1.0
+        Square root of the paper's V.
+    spectral_norm, spectral_radius : float, optional
+        Instead of gain: largest singular value, or largest modulus of an eigenvalue, that the
+        sampled matrix shall have (relative error 1e-5 in float32).
+    seed : int, keras.random.SeedGenerator or None
+        An integer in [0, 2**64) gives the same matrix in every backend, at every call. None draws
+        an integer once, when the initializer is made. A seed generator gives other matrices at
+        each call, from Keras's own random numbers.
+
+    Raises
+    ------
+    ScaleError, SeedError
+        When it is made.
+    ShapeError, DTypeError
+        When it is called: kernels have the shape (..., in, out), with axes before the last
+        flattened to rows, in float16, bfloat16, float32 or float64.
+
+    See Also
+    --------
+    deq_init.families : the laws and their edges.
+
+    Examples
+    --------
+    >>> w = Random(0.5, seed=0)((512, 512))
+    >>> bool(abs(ops.std(w) * 512**0.5 - 0.5) < 0.005)
+    True
+    """
+
+    _family = "random"
+
+
+@keras.saving.register_keras_serializable(package="deq_init", name="Orthogonal")
+class Orthogonal(_Sampled):
+    """Gain times a Haar-distributed (semi-)orthogonal matrix; also ``"deq_orthogonal"``.
+
+    Parameters and errors are those of :class:`Random`.
+
+    Examples
+    --------
+    >>> w = Orthogonal(seed=0)((64, 64))
+    >>> bool(ops.max(ops.abs(w @ ops.transpose(w) - ops.eye(64))) < 1e-5)
+    True
+    """
+
+    _family = "orthogonal"
+
+
+@keras.saving.register_keras_serializable(package="deq_init", name="GOE")
+class GOE(_Sampled):
+    """Symmetric normal, variance gain²/n and 2·gain²/n on the diagonal; also ``"deq_goe"``.
+
+    Spectral norm and radius are both near 2·gain. Parameters and errors are those of
+    :class:`Random`; the kernel must be square.
+
+    Examples
+    --------
+    >>> w = GOE(spectral_norm=0.9, seed=0)((64, 64))
+    >>> bool(ops.all(w == ops.transpose(w)))
+    True
+    """
+
+    _family = "goe"
+
+
+# The registered name "deq_init>GOE" resolves by itself; a plain string needs an entry of its own.
+for _name, _class in (("deq_random", Random), ("deq_orthogonal", Orthogonal), ("deq_goe", GOE)):
+    keras.saving.get_custom_objects().setdefault(_name, _class)

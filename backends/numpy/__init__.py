@@ -1,0 +1,8 @@
+"""The families in NumPy, and the reference for the other backends.
+
+Arrays have the layout (out, in) and act as ``W @ z``.
+"""
+
+from deq_init.numpy.initializers import goe, orthogonal, random, rescale
+
+__all__ = ["goe", "orthogonal", "random", "rescale"]

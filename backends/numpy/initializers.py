@@ -1,0 +1,163 @@
+"""NumPy's idiom: a function from a shape to a new array."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from deq_init import families, scale
+from deq_init.numpy import primitives
+
+
+def random(
+    shape: Sequence[int],
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    seed: int | np.random.Generator | None = None,
+    dtype: DTypeLike = np.float32,
+) -> NDArray[Any]:
+    """Return a matrix of i.i.d. normal entries with variance gain²/fan_in.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        (out, in, ...), at least two axes; those after the first are flattened to columns.
+    gain : float, default 1.0
+        Square root of the paper's V.
+    spectral_norm, spectral_radius : float, optional
+        Instead of gain: largest singular value, or largest modulus of an eigenvalue, that the
+        sampled matrix shall have (relative error 1e-5 in float32).
+    seed : int, numpy.random.Generator or None
+        An integer in [0, 2**64) gives the same matrix in every backend; a generator is advanced
+        and gives its own normals; None draws fresh entropy. NumPy's global state is not touched.
+    dtype : dtype
+        float16, bfloat16 (with ml_dtypes), float32 or float64. The half-precision ones are
+        sampled in float32 and cast last.
+
+    Returns
+    -------
+    numpy.ndarray of that shape and dtype
+
+    Raises
+    ------
+    ShapeError, ScaleError, DTypeError, SeedError
+        Before anything is drawn.
+
+    See Also
+    --------
+    deq_init.families : the laws and their edges.
+
+    Examples
+    --------
+    >>> w = random((512, 512), gain=0.5, seed=0)
+    >>> abs(w.std() * 512**0.5 - 0.5) < 0.005
+    True
+    """
+    return _sample("random", shape, gain, spectral_norm, spectral_radius, seed, dtype)
+
+
+def orthogonal(
+    shape: Sequence[int],
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    seed: int | np.random.Generator | None = None,
+    dtype: DTypeLike = np.float32,
+) -> NDArray[Any]:
+    """Return gain times a Haar-distributed orthogonal, or semi-orthogonal, matrix.
+
+    Parameters, returns and errors are those of :func:`random`.
+
+    Examples
+    --------
+    >>> w = orthogonal((64, 64), seed=0)
+    >>> bool(abs(w.T @ w - np.eye(64)).max() < 1e-5)
+    True
+    """
+    return _sample("orthogonal", shape, gain, spectral_norm, spectral_radius, seed, dtype)
+
+
+def goe(
+    shape: Sequence[int],
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    seed: int | np.random.Generator | None = None,
+    dtype: DTypeLike = np.float32,
+) -> NDArray[Any]:
+    """Return a symmetric normal matrix: variance gain²/n, and 2·gain²/n on the diagonal.
+
+    Spectral norm and radius are both near 2·gain. Parameters, returns and errors are those of
+    :func:`random`; the matrix must be square.
+
+    Examples
+    --------
+    >>> w = goe((64, 64), spectral_norm=0.9, seed=0)
+    >>> bool((w == w.T).all())
+    True
+    """
+    return _sample("goe", shape, gain, spectral_norm, spectral_radius, seed, dtype)
+
+
+def rescale(
+    w: NDArray[Any],
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+) -> NDArray[Any]:
+    """Return the matrix times the one factor that gives it this spectral norm or radius.
+
+    Parameters
+    ----------
+    w : array, shape (out, in, ...)
+        A matrix of one of the four floating dtypes; it is not changed.
+    spectral_norm, spectral_radius : float
+        The target, one of the two.
+
+    Raises
+    ------
+    ShapeError, ScaleError, DTypeError
+        Also if the matrix has norm or radius zero, or entries that are not finite.
+
+    Examples
+    --------
+    >>> rescale(np.diag([3.0, 1.0]), spectral_norm=0.9).round(12)
+    array([[0.9, 0. ],
+           [0. , 0.3]])
+    """
+    target = scale.resolve_target(spectral_norm, spectral_radius)
+    w = np.asarray(w)
+    compute = families.compute_dtype(w.dtype.name)
+    rows, columns = families.matrix_shape(w.shape, "out_in")
+    scale.require_square(target.kind, rows, columns)
+    matrix = w.astype(compute).reshape(rows, columns)
+    measured = math.nan
+    if np.isfinite(matrix).all():
+        measured = float(scale.measure(primitives.xp, matrix, target.kind))
+    return (matrix * scale.factor(target, measured)).reshape(w.shape).astype(w.dtype)
+
+
+def _sample(
+    family: str,
+    shape: Sequence[int],
+    gain: float,
+    spectral_norm: float | None,
+    spectral_radius: float | None,
+    seed: int | np.random.Generator | None,
+    dtype: DTypeLike,
+) -> NDArray[Any]:
+    resolved = primitives.resolve_dtype(dtype)
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    plan = families.plan(family, shape, "out_in", target)
+    compute = families.compute_dtype(resolved.name)
+    g = primitives.normals(seed, plan.rows, plan.columns, compute)
+    w = plan.realize(primitives.xp, g)
+    return w.reshape(families.axes(shape)).astype(resolved, copy=False)

@@ -1,0 +1,182 @@
+"""PyTorch's idiom: in place, under ``no_grad``, the tensor returned."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from deq_init import families, scale
+from deq_init.errors import DTypeError
+from deq_init.torch import primitives
+
+
+def random_(
+    w: Tensor,
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fill the tensor with i.i.d. normal entries of variance gain²/fan_in.
+
+    Parameters
+    ----------
+    w : Tensor, shape (out, in, ...)
+        float16, bfloat16, float32 or float64, on any device; axes after the first are flattened
+        to columns. A meta tensor is left alone, as in ``torch.nn.init``.
+    gain : float, default 1.0
+        Square root of the paper's V.
+    spectral_norm, spectral_radius : float, optional
+        Instead of gain: largest singular value, or largest modulus of an eigenvalue, that the
+        sampled matrix shall have (relative error 1e-5 in float32).
+    seed : int, optional
+        An integer in [0, 2**64): the same matrix as in every other backend.
+    generator : torch.Generator, optional
+        Without a seed, PyTorch's own random numbers: this generator's, or the global one's, which
+        ``torch.manual_seed`` sets.
+
+    Returns
+    -------
+    Tensor
+        ``w`` itself.
+
+    Raises
+    ------
+    ShapeError, ScaleError, DTypeError, SeedError
+        The tensor is then as it was.
+
+    See Also
+    --------
+    deq_init.families : the laws and their edges.
+
+    Examples
+    --------
+    >>> w = random_(torch.empty(512, 512), gain=0.5, seed=0)
+    >>> abs(w.std().item() * 512**0.5 - 0.5) < 0.005
+    True
+    """
+    return _fill("random", w, gain, spectral_norm, spectral_radius, seed, generator)
+
+
+def orthogonal_(
+    w: Tensor,
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fill the tensor with gain times a Haar-distributed (semi-)orthogonal matrix.
+
+    Parameters, returns and errors are those of :func:`random_`.
+
+    Examples
+    --------
+    >>> w = orthogonal_(torch.empty(64, 64), seed=0)
+    >>> torch.allclose(w @ w.T, torch.eye(64), atol=1e-5)
+    True
+    """
+    return _fill("orthogonal", w, gain, spectral_norm, spectral_radius, seed, generator)
+
+
+def goe_(
+    w: Tensor,
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fill the square tensor with a GOE matrix: symmetric, variance gain²/n, diagonal 2·gain²/n.
+
+    Spectral norm and radius are both near 2·gain. Parameters, returns and errors are those of
+    :func:`random_`.
+
+    Examples
+    --------
+    >>> w = goe_(torch.empty(64, 64), spectral_norm=0.9, seed=0)
+    >>> torch.equal(w, w.T)
+    True
+    """
+    return _fill("goe", w, gain, spectral_norm, spectral_radius, seed, generator)
+
+
+@torch.no_grad()
+def rescale_(
+    w: Tensor,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+) -> Tensor:
+    """Multiply the tensor by the one factor that gives it this spectral norm or radius.
+
+    Parameters
+    ----------
+    w : Tensor, shape (out, in, ...)
+        A weight of one of the four floating dtypes.
+    spectral_norm, spectral_radius : float
+        The target, one of the two.
+
+    Returns
+    -------
+    Tensor
+        ``w`` itself.
+
+    Raises
+    ------
+    ShapeError, ScaleError, DTypeError
+        Also if the matrix has norm or radius zero, or entries that are not finite. The tensor is
+        then as it was.
+
+    Examples
+    --------
+    >>> rescale_(torch.diag(torch.tensor([3.0, 1.0])), spectral_norm=0.9)
+    tensor([[0.9000, 0.0000],
+            [0.0000, 0.3000]])
+    """
+    target = scale.resolve_target(spectral_norm, spectral_radius)
+    compute = getattr(torch, families.compute_dtype(_dtype_name(w)))
+    rows, columns = families.matrix_shape(w.shape, "out_in")
+    scale.require_square(target.kind, rows, columns)
+    if w.is_meta:
+        return w
+    matrix = w.detach().to(compute).reshape(rows, columns)
+    measured = math.nan  # LAPACK does not return on every matrix that is not finite
+    if matrix.isfinite().all():
+        measured = float(scale.measure(primitives.Primitives(w.device), matrix, target.kind))
+    return w.copy_((matrix * scale.factor(target, measured)).reshape(w.shape))
+
+
+@torch.no_grad()
+def _fill(
+    family: str,
+    w: Tensor,
+    gain: float,
+    spectral_norm: float | None,
+    spectral_radius: float | None,
+    seed: int | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    compute = families.compute_dtype(_dtype_name(w))
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    plan = families.plan(family, w.shape, "out_in", target)
+    if w.is_meta:
+        return w
+    g = primitives.normals(plan.rows, plan.columns, compute, w.device, seed, generator)
+    matrix = plan.realize(primitives.Primitives(w.device), g)
+    return w.copy_(matrix.reshape(w.shape))
+
+
+def _dtype_name(w: Tensor) -> str:
+    if not isinstance(w, Tensor):
+        raise DTypeError(
+            f"expected a torch.Tensor, received {type(w).__name__}. "
+            "Pass the weight itself, e.g. layer.weight."
+        )
+    return str(w.dtype).removeprefix("torch.")

@@ -1,0 +1,141 @@
+"""Data sets of the experiments: scikit-learn's digits, and MNIST.
+
+MNIST is looked for in the folder that the environment variable ``DEQ_INIT_DATA`` names, then in the
+user's cache, and is downloaded to that cache last.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deq_init.errors import DataError, require
+
+_MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
+_MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
+_MNIST_ARRAYS = {
+    "x_train": (60000, 28, 28),
+    "y_train": (60000,),
+    "x_test": (10000, 28, 28),
+    "y_test": (10000,),
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """A classification data set.
+
+    Attributes
+    ----------
+    x_train, x_test : array, shape (samples, features), float32
+        Inputs.
+    y_train, y_test : array, shape (samples,), int32
+        Labels 0, ..., classes - 1.
+    """
+
+    x_train: NDArray[np.float32]
+    y_train: NDArray[np.int32]
+    x_test: NDArray[np.float32]
+    y_test: NDArray[np.int32]
+
+
+def digits(train: int = 1400, seed: int = 0) -> Split:
+    """Return scikit-learn's handwritten digits, 64 features, 10 classes, shuffled and split.
+
+    Parameters
+    ----------
+    train : int
+        Samples for training; the rest of the 1797 is for testing.
+    seed : int
+        Of the shuffle.
+
+    Returns
+    -------
+    Split
+        Each feature has mean 0 and variance 1 over the training samples (0 where it is constant).
+
+    Raises
+    ------
+    MissingFrameworkError
+        If scikit-learn is not installed.
+    """
+    x, y = require("sklearn.datasets", "experiments").load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(x))
+    x, y = x[order], y[order]
+    mean, deviation = x[:train].mean(0), x[:train].std(0)
+    x = (x - mean) / np.where(deviation > 0, deviation, 1)
+    return _split(x[:train], y[:train], x[train:], y[train:])
+
+
+def mnist() -> Split:
+    """Return MNIST: 784 features in [0, 1], 10 classes, 60000 training and 10000 test samples.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged, or cannot be found or downloaded: it says where it looked.
+    MissingFrameworkError
+        If it must be downloaded and pooch is not installed.
+    """
+    arrays = _read_mnist(_find_mnist())
+    return _split(
+        arrays["x_train"].reshape(60000, 784) / 255,
+        arrays["y_train"],
+        arrays["x_test"].reshape(10000, 784) / 255,
+        arrays["y_test"],
+    )
+
+
+def _split(
+    x_train: NDArray[Any], y_train: NDArray[Any], x_test: NDArray[Any], y_test: NDArray[Any]
+) -> Split:
+    return Split(
+        x_train.astype(np.float32),
+        y_train.astype(np.int32),
+        x_test.astype(np.float32),
+        y_test.astype(np.int32),
+    )
+
+
+def _find_mnist() -> Path:
+    looked = []
+    folder = os.environ.get("DEQ_INIT_DATA")
+    if folder:
+        looked.append(Path(folder) / "mnist.npz")
+        if looked[0].is_file():
+            return looked[0]
+    pooch = require("pooch", "experiments")
+    cache = Path(pooch.os_cache("deq-init"))
+    looked.append(cache / "mnist.npz")
+    try:
+        return Path(pooch.retrieve(_MNIST_URL, _MNIST_SHA256, "mnist.npz", cache))
+    except Exception as error:  # pooch lets through whatever its downloader raises
+        places = " and ".join(map(str, looked))
+        raise DataError(
+            f"expected mnist.npz at {places}, or a download from {_MNIST_URL}; neither worked: "
+            f"{error}. Put the file into a folder and set DEQ_INIT_DATA to that folder."
+        ) from error
+
+
+def _read_mnist(path: Path) -> dict[str, NDArray[np.uint8]]:
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in _MNIST_ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"expected {path} to be an .npz file with the arrays {', '.join(_MNIST_ARRAYS)}, "
+            f"and reading it failed: {error}. Delete or replace it."
+        ) from error
+    for name, shape in _MNIST_ARRAYS.items():
+        if arrays[name].shape != shape:
+            raise DataError(
+                f"expected {name} of shape {shape} in {path}, received {arrays[name].shape}. "
+                "Delete or replace the file."
+            )
+    return arrays

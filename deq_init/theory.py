@@ -1,0 +1,201 @@
+r"""What random-matrix theory predicts for the linear DEQ :math:`z = Wz + x`, :math:`|x|^2 = N`.
+
+The length is :math:`q = |z|^2 / N`; :math:`V` is the squared gain. Sections are those of
+``docs/theory.md``, where every formula is derived or cited.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import hyp2f1
+from scipy.stats import chi2, norm
+
+from deq_init import families
+from deq_init.errors import ScaleError
+
+_GRID = 4000
+
+
+def length_mean(family: str, gain: float, n: int | None = None) -> float:
+    r"""Return the mean of the length q of the linear DEQ's fixed point.
+
+    Random and orthogonal: :math:`1/(1-V)`. GOE: :math:`2/(\kappa(1+\kappa))` with
+    :math:`\kappa = \sqrt{1-4V}`.
+
+    Parameters
+    ----------
+    family : {"random", "orthogonal", "goe"}
+        The law of W.
+    gain : float
+        Below the radius edge: gain < 1, for GOE gain < 1/2.
+    n : int, optional
+        Size of W. With it, the 1/n correction is added (for orthogonal the result is then exact);
+        without it, the limit of large n is returned.
+
+    Raises
+    ------
+    FamilyError, ScaleError
+        For an unknown family, or a gain outside the range.
+
+    Notes
+    -----
+    For random and GOE the mean at finite n is infinite, by an event of exponentially small
+    probability below the edge; the value is the mean without it. Sections A.2 and A.4.
+
+    Examples
+    --------
+    >>> round(length_mean("random", 0.5), 4)
+    1.3333
+    >>> round(length_mean("orthogonal", 0.5, n=200), 5)
+    1.33778
+    """
+    v = _squared_gain(family, gain)
+    mean = _moments(family, v)[0]
+    if n is None:
+        return mean
+    if family == "random":
+        return mean * (1 + 2 * v / (n * (1 - v) ** 2))
+    if family == "orthogonal":
+        return mean * (1 + 2 * v / (n * (1 - v)))
+    epsilon = 1 - 4 * v
+    return mean + ((1 + 4 * v) / (2 * epsilon**2) - epsilon**-1.5 / 2) / n
+
+
+def length_relative_variance(family: str, gain: float, n: int) -> float:
+    r"""Return Var(q) / E(q)² of the linear DEQ's fixed point, to leading order in 1/n.
+
+    With :math:`\tau` the mean of the eigenvalues and :math:`M = ((I-W)(I-W)^T)^{-1}`,
+
+    .. math:: \frac{\mathrm{Var}\,q}{E[q]^2} =
+        \frac{2}{n+2}\left(\frac{\tau(M^2)}{\tau(M)^2} - 1\right) + O(n^{-2}).
+
+    As the squared radius is :math:`1-\epsilon` and :math:`\epsilon \to 0`, n times it grows as
+    :math:`2\epsilon^{-2}` (random), :math:`\frac12\epsilon^{-3/2}` (GOE) and
+    :math:`4\epsilon^{-1}` (orthogonal).
+
+    Parameters and errors are those of :func:`length_mean`.
+
+    Notes
+    -----
+    Valid while n·ε² (random), n·ε^1.5 (GOE) or n·ε (orthogonal) is large. Sections A.1 and A.2.
+
+    Examples
+    --------
+    >>> round(200 * length_relative_variance("random", 0.7, 200), 2)
+    5.63
+    """
+    m2, m4 = _moments(family, _squared_gain(family, gain))
+    return 2 / (n + 2) * (m4 / m2**2 - 1)
+
+
+def orthogonal_length_variance(gain: float, n: int) -> float:
+    r"""Return Var(q) / E(q)² for the orthogonal family, exact for every n.
+
+    With :math:`k = n/2` and :math:`F_j = (1-V)^{-2j-1}\,{}_2F_1(-j, k-j-1; k; V)`,
+    :math:`E q^{j+1} = \frac12 F_j + \frac12 (1-V) F_{j+1}`. Section A.4.
+
+    Examples
+    --------
+    >>> round(200 * orthogonal_length_variance(0.5, 200), 5)
+    1.33539
+    """
+    v = _squared_gain("orthogonal", gain)
+    half = n / 2
+    f = [(1 - v) ** (-2 * j - 1) * float(hyp2f1(-j, half - j - 1, half, v)) for j in range(3)]
+    first, second = ((f[j] + (1 - v) * f[j + 1]) / 2 for j in range(2))
+    return second / first**2 - 1
+
+
+def length_quantile(family: str, gain: float, n: int, p: ArrayLike) -> NDArray[np.float64]:
+    r"""Return quantiles of the exact finite-n law of the length q.
+
+    Random, up to an event of exponentially small probability (section A.3):
+    :math:`q = (\sqrt{1-w} + \sqrt{V/n}\,\eta)^{-2}` with :math:`w \sim \frac Vn \chi^2_{n-1}` and
+    :math:`\eta \sim N(0, 1)`. Orthogonal (section A.4): :math:`q = 1/(1 - 2rt + r^2)` with
+    :math:`r = \sqrt V` and density
+    :math:`\propto (1-t^2)^{(n-3)/2} (1-rt) (1-2rt+r^2)^{-n/2}` on [-1, 1].
+
+    Parameters
+    ----------
+    family : {"random", "orthogonal"}
+        For GOE no exact law is known.
+    gain : float
+        Below 1.
+    n : int
+        Size of W, at least 3.
+    p : array_like
+        Probabilities in (0, 1).
+
+    Returns
+    -------
+    numpy.ndarray, float64, the shape of ``p``
+
+    Examples
+    --------
+    >>> length_quantile("orthogonal", 0.5, 200, [0.16, 0.84]).round(2)
+    array([1.23, 1.44])
+    """
+    v = _squared_gain(family, gain)
+    laws: dict[str, Callable[[float, int, NDArray[np.float64]], NDArray[np.float64]]] = {
+        "random": _random_quantile,
+        "orthogonal": _orthogonal_quantile,
+    }
+    if family not in laws:
+        raise ScaleError(
+            f"expected the random or orthogonal family, received {family!r}. The finite-n law of "
+            "the length is not known for it: use length_mean and length_relative_variance."
+        )
+    probabilities = np.asarray(p, dtype=np.float64)
+    return laws[family](v, n, probabilities.ravel()).reshape(probabilities.shape)
+
+
+def _random_quantile(v: float, n: int, p: NDArray[np.float64]) -> NDArray[np.float64]:
+    levels = (np.arange(_GRID) + 0.5) / _GRID
+    w = v / n * chi2.ppf(levels, n - 1)
+    root = np.sqrt(1 - w[w < 1])
+
+    def excess(u: float, level: float) -> float:
+        return float(norm.cdf((root - u) / math.sqrt(v / n)).mean()) - level
+
+    # q <= t exactly when u >= t**-0.5.
+    width = 12 * math.sqrt(v / n)
+    bounds = (root.min() - width, root.max() + width)
+    return np.array([brentq(excess, *bounds, args=(level,)) ** -2.0 for level in p])
+
+
+def _orthogonal_quantile(v: float, n: int, p: NDArray[np.float64]) -> NDArray[np.float64]:
+    r = math.sqrt(v)
+    angle = np.linspace(0, math.pi, 50 * _GRID + 1)[1:-1]
+    t = np.cos(angle)
+    inverse_q = 1 - 2 * r * t + v
+    # With t = cos(angle), dt adds one power of sin(angle).
+    log_density = (n - 2) * np.log(np.sin(angle)) + np.log1p(-r * t) - n / 2 * np.log(inverse_q)
+    upper = np.cumsum(np.exp(log_density - log_density.max()))
+    q: NDArray[np.float64] = np.interp(1 - p, upper / upper[-1], 1 / inverse_q)
+    return q
+
+
+def _moments(family: str, v: float) -> tuple[float, float]:
+    """Return the limits of the means of M and M², M = ((I-W)(I-W)ᵀ)⁻¹: table of section A.2."""
+    if family == "random":
+        return 1 / (1 - v), (1 - v) ** -4
+    if family == "orthogonal":
+        return 1 / (1 - v), (1 + v) / (1 - v) ** 3
+    kappa = math.sqrt(1 - 4 * v)
+    return 2 / (kappa * (1 + kappa)), kappa**-5
+
+
+def _squared_gain(family: str, gain: float) -> float:
+    edge = 1 / families.get(family).radius_edge
+    if not 0 <= gain < edge:
+        raise ScaleError(
+            f"expected 0 <= gain < {edge} for the {family} family, received {gain!r}. "
+            "At larger gains the spectral radius reaches 1 and the linear DEQ has no stable "
+            "fixed point."
+        )
+    return gain**2

@@ -1,0 +1,63 @@
+"""The JAX reference model: its fixed point and its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import deq_init.jax
+from deq_init.jax import models
+
+
+@pytest.fixture
+def problem():
+    with jax.enable_x64(True):
+        model = models.DEQFCN(inputs=5, width=12, classes=3, rtol=1e-12, max_steps=500)
+        params = model.init(jax.random.key(0), deq_init.jax.orthogonal(0.6))
+        x = jax.random.normal(jax.random.key(1), (4, 5))
+        yield model, params, x
+
+
+def test_fixed_point(problem):
+    model, params, x = problem
+    logits, solution = model.apply(params, x)
+    z = np.asarray(solution.value)
+    residual = np.tanh(z @ params["W"]) + x @ params["U"] - z
+    assert bool(solution.converged)
+    assert np.abs(residual).max() < 1e-11
+    np.testing.assert_allclose(logits, z @ params["R"] + params["b"], rtol=1e-12)
+
+
+def test_gradients_equal_those_of_the_unrolled_iteration(problem):
+    model, params, x = problem
+
+    def implicit(params):
+        return (model.apply(params, x)[0] ** 2).sum()
+
+    def unrolled(params):
+        z = jnp.zeros((4, 12))
+        for _ in range(200):
+            z = jnp.tanh(z @ params["W"]) + x @ params["U"]
+        return ((z @ params["R"] + params["b"]) ** 2).sum()
+
+    expected, got = jax.grad(unrolled)(params), jax.grad(implicit)(params)
+    for name, value in expected.items():
+        assert np.abs(value).max() > 1e-3
+        np.testing.assert_allclose(got[name], value, atol=1e-8, err_msg=name)
+
+
+def test_iteration_stops_at_the_cap_and_says_so():
+    solution = models.iterate(lambda z: 2.0 * z + 1.0, jnp.zeros(3), rtol=1e-6, max_steps=7)
+    assert int(solution.steps) == 7
+    assert not bool(solution.converged)
+    assert float(solution.value[0]) == 2.0**7 - 1
+
+
+def test_families_share_all_but_w():
+    model = models.DEQFCN(inputs=5, width=8, classes=3)
+    a, b = (
+        model.init(jax.random.key(2), init)
+        for init in (deq_init.jax.random(0.5), deq_init.jax.goe(0.5))
+    )
+    assert (a["W"] != b["W"]).any()
+    assert all((a[name] == b[name]).all() for name in ("U", "R", "b"))
