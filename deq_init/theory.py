@@ -137,8 +137,8 @@ def length_quantile(family: str, gain: float, n: int, p: ArrayLike) -> NDArray[n
 
     Examples
     --------
-    >>> length_quantile("orthogonal", 0.5, 200, [0.16, 0.84]).round(2)
-    array([1.23, 1.44])
+    >>> length_quantile("orthogonal", 0.5, 200, [0.5]).round(2)
+    array([1.33])
     """
     v = _squared_gain(family, gain)
     laws: dict[str, Callable[[float, int, NDArray[np.float64]], NDArray[np.float64]]] = {

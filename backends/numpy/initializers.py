@@ -56,7 +56,7 @@ def random(
     Examples
     --------
     >>> w = random((512, 512), gain=0.5, seed=0)
-    >>> abs(w.std() * 512**0.5 - 0.5) < 0.005
+    >>> bool(abs(w.std() * 512**0.5 - 0.5) < 0.005)
     True
     """
     return _sample("random", shape, gain, spectral_norm, spectral_radius, seed, dtype)
