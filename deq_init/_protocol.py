@@ -18,8 +18,8 @@ class WordPrimitives(Protocol):
     Words live in ``uint32`` arrays, or in wider ones that ``wrap`` cuts back to 32 bits.
     """
 
-    def counters(self, start: int, count: int) -> tuple[Array, Array]:
-        """High and low words of the 64-bit integers start, ..., start + count - 1."""
+    def counters(self, rows: range, columns: range, stride: int) -> tuple[Array, Array]:
+        """High and low words of the 64-bit integers i · stride + j, shape (rows, columns)."""
 
     def wrap(self, words: Array) -> Array:
         """Words modulo 2**32."""
@@ -41,13 +41,22 @@ class WordPrimitives(Protocol):
 
 
 class MatrixPrimitives(Protocol):
-    """Linear algebra on float32 or float64 arrays, for :mod:`deq_init.families`."""
+    """Linear algebra on float32 or float64 arrays, for :mod:`deq_init.families`.
+
+    A backend whose arrays can be written to says so with ``mutable``; only the families' in-place
+    paths then call ``empty_like`` and ``subtract_product``.
+    """
+
+    mutable: bool
+
+    def reshape(self, x: Array, shape: tuple[int, ...]) -> Array:
+        """The array in another shape, rows first."""
 
     def transpose(self, x: Array) -> Array:
         """Transpose of a matrix."""
 
-    def tril(self, x: Array, k: int = 0) -> Array:
-        """Lower triangle, from diagonal ``k`` down."""
+    def tril(self, x: Array) -> Array:
+        """Lower triangle, with the diagonal; ``x`` may be written to."""
 
     def triu(self, x: Array, k: int = 0) -> Array:
         """Upper triangle, from diagonal ``k`` up."""
@@ -58,14 +67,23 @@ class MatrixPrimitives(Protocol):
     def eye_like(self, x: Array, rows: int, columns: int) -> Array:
         """Ones on the main diagonal, zeros elsewhere; dtype and device of ``x``."""
 
+    def empty_like(self, x: Array, rows: int, columns: int) -> Array:
+        """An array with any entries; dtype and device of ``x``."""
+
+    def subtract_product(self, c: Array, a: Array, b: Array) -> None:
+        """Subtract a @ b from c, in place."""
+
     def sqrt(self, x: Array) -> Array:
         """Square root, entry by entry."""
 
     def where(self, condition: Array, x: Array | float, y: Array | float) -> Array:
         """``x`` where the condition holds, ``y`` elsewhere."""
 
-    def column_sums(self, x: Array) -> Array:
-        """Sum over the rows, shape (n,)."""
+    def column_lengths(self, x: Array) -> Array:
+        """Euclidean length of each column, to a few units in the last place; shape (n,)."""
+
+    def product(self, x: Array) -> Array:
+        """Product of the entries of a vector."""
 
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """Arrays joined along an axis."""
@@ -73,8 +91,11 @@ class MatrixPrimitives(Protocol):
     def solve_upper(self, a: Array, b: Array) -> Array:
         """Solution x of a x = b for an upper triangular a."""
 
-    def spectral_norm(self, w: Array, symmetric: bool) -> Array:
+    def symmetric_norm(self, w: Array) -> Array:
+        """Largest modulus of an eigenvalue of a symmetric matrix, a scalar."""
+
+    def spectral_norm(self, w: Array) -> Array:
         """Largest singular value of a matrix, a scalar."""
 
-    def spectral_radius(self, w: Array, symmetric: bool) -> Array:
+    def spectral_radius(self, w: Array) -> Array:
         """Largest modulus of an eigenvalue of a square matrix, a scalar."""

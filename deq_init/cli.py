@@ -45,15 +45,15 @@ def _parser() -> argparse.ArgumentParser:
 
     digits = experiments.add_parser("digits", help="DEQ-FCN on scikit-learn's handwritten digits")
     digits.add_argument(
-        "--gains", type=_positive(float), nargs="+", default=[0.6, 0.9, 1.2, 1.3], metavar="GAIN"
+        "--gains", type=_number(float, 0), nargs="+", default=[0.6, 0.9, 1.2, 1.3], metavar="GAIN"
     )
-    digits.add_argument("--seeds", type=_positive(int), default=12, help="runs for each cell")
-    digits.add_argument("--epochs", type=_positive(int), default=3)
+    digits.add_argument("--seeds", type=_number(int, 0), default=12, help="runs for each cell")
+    digits.add_argument("--epochs", type=_number(int, 0), default=3)
     digits.set_defaults(command=_digits)
 
     lengths = experiments.add_parser("lengths", help="length fluctuations of the linear DEQ")
-    lengths.add_argument("--n", type=_positive(int), default=200, help="size of W")
-    lengths.add_argument("--draws", type=_positive(int), default=200, help="matrices a family")
+    lengths.add_argument("--n", type=_number(int, 2), default=200, help="size of W")
+    lengths.add_argument("--draws", type=_number(int, 1), default=200, help="matrices a family")
     lengths.add_argument("--seed", type=int, default=0, help="of the first draw")
     lengths.set_defaults(command=_lengths)
 
@@ -70,7 +70,7 @@ def _digits(options: argparse.Namespace) -> None:
 
     fcn.run_digits(
         options.output,
-        gains=tuple(options.gains),
+        gains=tuple(dict.fromkeys(options.gains)),
         seeds=options.seeds,
         epochs=options.epochs,
         quiet=options.quiet,
@@ -85,12 +85,12 @@ def _lengths(options: argparse.Namespace) -> None:
     )
 
 
-def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+def _number(kind: type[int] | type[float], above: int) -> Callable[[str], float]:
     def convert(text: str) -> float:
         value = kind(text)
-        if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"expected a positive number, received {text}")
+        if not above < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected a number above {above}, received {text}")
         return value
 
-    convert.__name__ = f"positive {kind.__name__}"
+    convert.__name__ = kind.__name__
     return convert

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from deq_init.errors import DataError, require
 
+_CORRUPT = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 _MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 _MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 _MNIST_ARRAYS = {
@@ -127,15 +129,16 @@ def _read_mnist(path: Path) -> dict[str, NDArray[np.uint8]]:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _MNIST_ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, *_CORRUPT) as error:
         raise DataError(
             f"expected {path} to be an .npz file with the arrays {', '.join(_MNIST_ARRAYS)}, "
             f"and reading it failed: {error}. Delete or replace it."
         ) from error
     for name, shape in _MNIST_ARRAYS.items():
-        if arrays[name].shape != shape:
+        got = arrays[name]
+        if got.shape != shape or got.dtype.kind not in "iu":
             raise DataError(
-                f"expected {name} of shape {shape} in {path}, received {arrays[name].shape}. "
-                "Delete or replace the file."
+                f"expected integers {name} of shape {shape} in {path}, received {got.dtype} of "
+                f"shape {got.shape}. Delete or replace the file."
             )
     return arrays

@@ -82,7 +82,8 @@ def key_from_seed(seed: Any) -> Key:
     if isinstance(seed, bool) or not 0 <= value < 2**64:
         raise SeedError(
             f"expected seed to be an integer in [0, 2**64) or None, received {seed!r}. "
-            "Pass a non-negative integer, or None for fresh entropy."
+            "Pass a non-negative integer, None for fresh entropy, or a generator of the kind that "
+            "the adapter's documentation names."
         )
     return value >> 32, value & _MASK
 
@@ -134,8 +135,10 @@ def threefry2x32(xp: Any, key: Key, x0: Array, x1: Array) -> tuple[Array, Array]
     return x0, x1
 
 
-def normals(xp: WordPrimitives, key: Key, start: int, count: int, dtype: str) -> Array:
-    """Return the standard normals of counters ``start``, ..., ``start + count - 1``.
+def normals(
+    xp: WordPrimitives, key: Key, rows: range, columns: range, stride: int, dtype: str
+) -> Array:
+    """Return the standard normals of a rectangle of the field.
 
     Parameters
     ----------
@@ -143,19 +146,26 @@ def normals(xp: WordPrimitives, key: Key, start: int, count: int, dtype: str) ->
         The backend's arithmetic.
     key : (int, int)
         Threefry key, see :func:`key_from_seed`.
-    start, count : int
-        A range of counters: row-major entry numbers of the full array.
+    rows, columns : range
+        Which entries, of step 1.
+    stride : int
+        Columns of the whole field: entry (i, j) has counter i · stride + j.
     dtype : {"float32", "float64"}
         float32 reads 23 random bits an entry, float64 52: the two are different draws.
 
     Returns
     -------
-    array, shape (count,)
+    array, shape (len(rows), len(columns))
     """
-    a, b = threefry2x32(xp, key, *xp.counters(start, count))
+    a, b = threefry2x32(xp, key, *xp.counters(rows, columns, stride))
     if dtype == "float64":
         k = xp.to_float64(a) * 2.0**20 + xp.to_float64(xp.shift_right(b, 12))
         u = k * 2.0**-51 - (1 - 2.0**-53)
     else:
         u = xp.to_float64(xp.shift_right(a ^ b, 9)) * 2.0**-22 - (1 - 2.0**-24)
     return xp.cast(xp.erfinv(u) * math.sqrt(2), dtype)
+
+
+def block_key(key: Key, block: int | None) -> Key:
+    """Return the key of an array's block: its index folded in, or the key itself for None."""
+    return key if block is None else fold_in(key, block)

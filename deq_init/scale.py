@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from deq_init._protocol import Array, MatrixPrimitives
 from deq_init.errors import ScaleError, ShapeError
 
@@ -106,12 +108,13 @@ def require_scale(kind: Kind, value: Any) -> Scale:
     """Return the scale if its value is a finite real number >= 0, else raise ScaleError."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if isinstance(value, (bool, str)) or not (math.isfinite(number) and number >= 0):
+    if isinstance(value, (bool, np.bool_, str)) or not (math.isfinite(number) and number >= 0):
         raise ScaleError(
-            f"expected {kind} to be a finite number >= 0, received {value!r}. "
-            "Typical values lie between 0.1 and 2."
+            f"expected {kind} to be a finite number >= 0, received {value!r}. Typical values lie "
+            "between 0.1 and 2; for one that is computed inside jit, initialize at gain 1 and "
+            "multiply."
         )
     return Scale(kind, number)
 
@@ -125,7 +128,7 @@ def require_square(kind: Kind, rows: int, columns: int) -> None:
         )
 
 
-def measure(xp: MatrixPrimitives, w: Array, kind: Kind, *, symmetric: bool = False) -> Array:
+def measure(xp: MatrixPrimitives, w: Array, kind: Kind, *, symmetry: int = 0) -> Array:
     """Return the spectral norm or radius of a matrix, a scalar array.
 
     Parameters
@@ -136,12 +139,15 @@ def measure(xp: MatrixPrimitives, w: Array, kind: Kind, *, symmetric: bool = Fal
         A float32 or float64 matrix.
     kind : {"spectral_norm", "spectral_radius"}
         Largest singular value, or largest modulus of an eigenvalue.
-    symmetric : bool
-        Whether ``w`` equals its transpose: then the two are the same and cheaper.
+    symmetry : {1, -1, 0}
+        Whether ``w`` equals its transpose, minus its transpose, or neither. In the first two cases
+        norm and radius are the same.
     """
-    if kind == "spectral_norm":
-        return xp.spectral_norm(w, symmetric)
-    return xp.spectral_radius(w, symmetric)
+    if symmetry == 1:
+        return xp.symmetric_norm(w)
+    if kind == "spectral_norm" or symmetry == -1:
+        return xp.spectral_norm(w)
+    return xp.spectral_radius(w)
 
 
 def factor(target: Scale, measured: float) -> float:
@@ -159,7 +165,8 @@ def factor(target: Scale, measured: float) -> float:
     ScaleError
         If the measured value is zero or not finite: no factor changes it to the target.
     """
-    if not (math.isfinite(measured) and measured > 0):
+    # Below the smallest normal float32, the factor itself could overflow.
+    if not (math.isfinite(measured) and measured > 1.2e-38):
         raise ScaleError(
             f"expected a matrix whose {target.kind} is finite and positive, received one with "
             f"{target.kind} {measured}. Initialize the matrix before rescaling it."

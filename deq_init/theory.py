@@ -16,7 +16,8 @@ from scipy.special import hyp2f1
 from scipy.stats import chi2, norm
 
 from deq_init import families
-from deq_init.errors import ScaleError
+from deq_init import scale as scales
+from deq_init.errors import FamilyError, ScaleError
 
 _GRID = 4000
 
@@ -151,6 +152,13 @@ def length_quantile(family: str, gain: float, n: int, p: ArrayLike) -> NDArray[n
             "the length is not known for it: use length_mean and length_relative_variance."
         )
     probabilities = np.asarray(p, dtype=np.float64)
+    if n < 3 or not ((probabilities > 0) & (probabilities < 1)).all():
+        raise ScaleError(
+            f"expected n >= 3 and probabilities between 0 and 1, received n={n} and {p!r}. "
+            "The ends of the law are not quantiles."
+        )
+    if v == 0:
+        return np.ones(probabilities.shape)
     return laws[family](v, n, probabilities.ravel()).reshape(probabilities.shape)
 
 
@@ -191,11 +199,17 @@ def _moments(family: str, v: float) -> tuple[float, float]:
 
 
 def _squared_gain(family: str, gain: float) -> float:
+    if families.get(family).name not in families.PAPER:
+        raise FamilyError(
+            f"expected a family out of {', '.join(families.PAPER)}, received {family!r}. "
+            "No formula is known here for the others."
+        )
     edge = 1 / families.get(family).radius_edge
-    if not 0 <= gain < edge:
+    value = scales.require_scale("gain", gain).value
+    if not value < edge:
         raise ScaleError(
             f"expected 0 <= gain < {edge} for the {family} family, received {gain!r}. "
             "At larger gains the spectral radius reaches 1 and the linear DEQ has no stable "
             "fixed point."
         )
-    return gain**2
+    return value**2

@@ -21,7 +21,8 @@ import deq_init.numpy
 import deq_init.torch
 
 KERAS_BACKEND = keras.backend.backend()
-FAMILIES = ("random", "orthogonal", "goe")
+FAMILIES = ("random", "orthogonal", "goe", "antisymmetric")
+SQUARE = ("goe", "antisymmetric")
 HALF = ("float16", "bfloat16")
 EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float32": 2.0**-23, "float64": 2.0**-52}
 
@@ -90,6 +91,7 @@ KERAS_CLASSES = {
     "random": deq_init.keras.Random,
     "orthogonal": deq_init.keras.Orthogonal,
     "goe": deq_init.keras.GOE,
+    "antisymmetric": deq_init.keras.Antisymmetric,
 }
 
 

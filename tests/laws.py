@@ -54,8 +54,8 @@ def goe_diagonal(w):
     return _chi_square((diagonal**2).sum() * w.shape[-1] / 2, diagonal.size)
 
 
-def goe_off_diagonal(w):
-    """The sum of n · W_ij² over i < j is chi-square."""
+def off_diagonal(w):
+    """The sum of n · W_ij² over i < j is chi-square, for GOE and antisymmetric matrices."""
     i, j = np.triu_indices(w.shape[-1], 1)
     above = w[:, i, j]
     return _chi_square((above**2).sum() * w.shape[-1], above.size)
@@ -66,6 +66,13 @@ def goe_quadratic_form(w):
     a, _ = _directions(w.shape[-1])
     form = np.einsum("i,kij,j->k", a, w, a)
     return _chi_square((form**2).sum() * w.shape[-1] / 2, len(w))
+
+
+def antisymmetric_form(w):
+    """aᵀWb for unit vectors is N(0, (1 - (aᵀb)²)/n), independent over matrices."""
+    a, b = _directions(w.shape[-1])
+    form = np.einsum("i,kij,j->k", a, w, b)
+    return _chi_square((form**2).sum() * w.shape[-1] / (1 - (a @ b) ** 2), len(w))
 
 
 def haar_diagonal_signs(q):

@@ -12,6 +12,15 @@ def goe(g):
     return w
 
 
+def antisymmetric(g):
+    n = len(g)
+    w = np.zeros((n, n))
+    for i in range(n):
+        for j in range(i + 1, n):
+            w[i, j], w[j, i] = g[i, j], -g[i, j]
+    return w
+
+
 def orthogonal(g):
     m, n = g.shape
     if m < n:

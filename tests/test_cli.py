@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import deq_init.numpy
 from deq_init import cli
 from deq_init.experiments import report
 
@@ -47,10 +48,11 @@ def test_lengths(tmp_path, capsys):
     assert (captured.out, captured.err) == ("", "")
     assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
     assert len(rows(tmp_path)) == 3 * 8 * 5
-    row = rows(tmp_path)[0]
-    w = row["gain"] * np.random.default_rng(0).standard_normal((30, 30))  # any: the length is > 0
-    assert w.shape == (row["n"], row["n"])
-    assert row["length"] > 0
+    for row in rows(tmp_path)[::17]:
+        sample = getattr(deq_init.numpy, row["family"])
+        w = sample((30, 30), row["gain"], seed=row["seed"], dtype=np.float64)
+        z = np.linalg.solve(np.eye(30) - w, np.ones(30))
+        assert row["length"] == pytest.approx(z @ z / 30, rel=1e-9)
     assert "| orthogonal |" in (tmp_path / "table.md").read_text()
 
 
@@ -73,8 +75,19 @@ def test_a_file_in_the_way(tmp_path, capsys):
     assert "expected a folder that can be written to" in capsys.readouterr().err
 
 
+def test_a_bad_seed_leaves_no_folder(tmp_path, capsys):
+    folder = tmp_path / "new"
+    assert cli.main(["reproduce", "lengths", "--seed", "-1", "--output", str(folder)]) == 1
+    assert "expected seed to be an integer" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+LENGTHS = ["reproduce", "lengths"]
+
+
 @pytest.mark.parametrize(
-    "arguments", [[], ["reproduce"], ["reproduce", "lengths", "--n", "-3"], ["nonsense"]]
+    "arguments",
+    [[], ["reproduce"], [*LENGTHS, "--n", "2"], [*LENGTHS, "--draws", "1"], ["nonsense"]],
 )
 def test_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:

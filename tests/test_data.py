@@ -42,10 +42,38 @@ def test_damaged_mnist(tmp_path, monkeypatch, content):
         data.mnist()
 
 
+def test_mnist_damaged_in_the_middle(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEQ_INIT_DATA", str(tmp_path))
+    path = tmp_path / "mnist.npz"
+    noise = np.random.default_rng(0).integers(0, 255, (60000, 28, 28), np.uint8)
+    fake_mnist(path, x_train=noise)
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 40] = bytes(40)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"expected .*mnist\.npz to be an \.npz file"):
+        data.mnist()
+
+
+def test_mnist_that_is_one_array(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEQ_INIT_DATA", str(tmp_path))
+    with (tmp_path / "mnist.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(DataError, match=r"expected .*mnist\.npz to be an \.npz file"):
+        data.mnist()
+
+
 def test_mnist_of_another_shape(tmp_path, monkeypatch):
     monkeypatch.setenv("DEQ_INIT_DATA", str(tmp_path))
-    fake_mnist(tmp_path / "mnist.npz", y_test=np.zeros(3))
-    with pytest.raises(DataError, match=r"expected y_test of shape \(10000,\).*received \(3,\)"):
+    fake_mnist(tmp_path / "mnist.npz", y_test=np.zeros(3, int))
+    with pytest.raises(DataError, match=r"expected integers y_test .*received int64"):
+        data.mnist()
+
+
+def test_mnist_of_another_dtype(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEQ_INIT_DATA", str(tmp_path))
+    fake_mnist(tmp_path / "mnist.npz", y_test=np.full(10000, "7"))
+    with pytest.raises(DataError, match=r"expected integers y_test"):
         data.mnist()
 
 

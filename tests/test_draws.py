@@ -16,6 +16,11 @@ from deq_init.torch import primitives as torch_primitives
 
 TORCH = torch_primitives.Primitives(torch.device("cpu"))
 
+
+def normals(seed, shape, dtype):
+    return numpy_primitives.normals(seed, shape, dtype)[:, :]
+
+
 # Known answers of threefry2x32-20 published with Random123 (file kat_vectors).
 KNOWN = [
     ((0x00000000, 0x00000000), (0x00000000, 0x00000000), (0x6B200159, 0x99BA4EFE)),
@@ -37,8 +42,10 @@ def test_threefry_known_answers(key, counter, expected):
 def test_bits_equal_jax(seed, count):
     expected = np.asarray(jax.random.bits(jax.random.key(seed), (count,)))
     for xp in (numpy_primitives.xp, TORCH):
-        a, b = draws.threefry2x32(xp, draws.key_from_seed(seed), *xp.counters(0, count))
-        assert (np.asarray(a ^ b).astype(np.uint32) == expected).all()
+        a, b = draws.threefry2x32(
+            xp, draws.key_from_seed(seed), *xp.counters(range(1), range(count), 0)
+        )
+        assert (np.asarray(a ^ b).astype(np.uint32)[0] == expected).all()
 
 
 @given(seed=st.integers(0, 2**63 - 1))
@@ -48,8 +55,8 @@ def test_64_bit_seeds_and_words_equal_jax(seed):
         expected = np.asarray(jax.random.bits(key, (50,), np.uint64))
         assert draws.key_from_seed(seed) == tuple(np.asarray(jax.random.key_data(key)).tolist())
     xp = numpy_primitives.xp
-    a, b = draws.threefry2x32(xp, draws.key_from_seed(seed), *xp.counters(0, 50))
-    assert (a.astype(np.uint64) << np.uint64(32) | b == expected).all()
+    a, b = draws.threefry2x32(xp, draws.key_from_seed(seed), *xp.counters(range(1), range(50), 0))
+    assert ((a.astype(np.uint64) << np.uint64(32) | b)[0] == expected).all()
 
 
 @given(seed=st.integers(0, 2**32 - 1), index=st.integers(0, 2**32 - 1))
@@ -64,7 +71,7 @@ def test_fold_in_equals_jax(seed, index):
 def test_normals_equal_jax(dtype, tolerance, seed):
     with jax.enable_x64(dtype == "float64"):
         expected = np.asarray(jax.random.normal(jax.random.key(seed), (257, 65), dtype))
-    got = numpy_primitives.normals(seed, 257, 65, dtype)
+    got = normals(seed, (257, 65), dtype)
     assert got.dtype == dtype
     np.testing.assert_allclose(got, expected, rtol=tolerance, atol=0)
 
@@ -76,29 +83,48 @@ def test_normals_are_the_inverse_cdf_of_the_bits(dtype):
         low = np.nextafter(np.array(-1, dtype), np.array(0, dtype))
         u = jax.random.uniform(jax.random.key(3), (1000,), dtype, low, 1.0)
     expected = scipy.special.ndtri((np.asarray(u, np.float64) + 1) / 2)
-    got = numpy_primitives.normals(3, 1, 1000, dtype)[0]
+    got = normals(3, (1, 1000), dtype)[0]
     # Near u = -1, (u + 1) / 2 keeps few digits in float64: hence the looser bound there.
     np.testing.assert_allclose(got, expected, rtol=1e-6 if dtype == "float32" else 1e-9)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_torch_words_give_numpys_normals(dtype):
-    got = draws.normals(TORCH, draws.key_from_seed(9), 0, 100_000, dtype).numpy()
-    expected = numpy_primitives.normals(9, 1, 100_000, dtype)[0]
+    got = draws.normals(TORCH, draws.key_from_seed(9), range(1), range(100_000), 0, dtype).numpy()[
+        0
+    ]
+    expected = normals(9, (1, 100_000), dtype)[0]
     np.testing.assert_allclose(got, expected, rtol=2e-7 if dtype == "float32" else 1e-12)
 
 
-@given(start=st.integers(0, 2**40), count=st.integers(1, 100))
-def test_a_range_of_counters_is_a_slice_of_the_field(start, count):
-    whole = draws.normals(numpy_primitives.xp, (1, 2), start, count + 7, "float32")
-    part = draws.normals(numpy_primitives.xp, (1, 2), start + 7, count, "float32")
-    assert (whole[7:] == part).all()
+@given(
+    rows=st.tuples(st.integers(0, 60), st.integers(0, 60)),
+    columns=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+)
+def test_a_region_is_a_slice_of_the_field(rows, columns):
+    field = numpy_primitives.normals(5, (60, 40), "float32")
+    region = slice(*sorted(rows)), slice(*sorted(columns))
+    assert (field[region] == field[:, :][region]).all()
+
+
+def test_large_fields_are_drawn_in_threads_and_alike():
+    field = numpy_primitives.normals(6, (700, 300), "float32")
+    assert field[:, :].size >= numpy_primitives._PARALLEL
+    for row in (0, 333, 699):
+        assert (field[:, :][row] == field[row : row + 1, :][0]).all()
+
+
+def test_counters_beyond_32_bits():
+    """Entry (3, 7) of a field of 2**33 columns has counter 3 · 2**33 + 7."""
+    for xp in (numpy_primitives.xp, TORCH):
+        high, low = xp.counters(range(3, 4), range(7, 8), 2**33)
+        assert (int(high[0, 0]), int(low[0, 0])) == (6, 7)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_normals_are_normal(dtype):
     """Law: standard normal entries. 2**18 of them, Kolmogorov-Smirnov, false alarms 1e-6."""
-    g = numpy_primitives.normals(2024, 512, 512, dtype).ravel()
+    g = normals(2024, (512, 512), dtype).ravel()
     assert scipy.stats.kstest(g, "norm").pvalue > 1e-6
     shifted = g + 0.02
     assert scipy.stats.kstest(shifted, "norm").pvalue < 1e-6

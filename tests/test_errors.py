@@ -19,6 +19,8 @@ BAD_SCALES = [
     ({"gain": float("inf")}, "expected gain to be a finite number >= 0, received inf"),
     ({"gain": "big"}, "expected gain to be a finite number >= 0, received 'big'"),
     ({"gain": True}, "expected gain to be a finite number >= 0, received True"),
+    ({"gain": np.bool_(True)}, "expected gain to be a finite number >= 0, received np.True_"),
+    ({"gain": 10**400}, "expected gain to be a finite number >= 0, received 1000"),
     ({"spectral_norm": -0.5}, r"expected spectral_norm to be .* received -0\.5"),
     ({"spectral_radius": float("nan")}, "expected spectral_radius to be .* received nan"),
     (
@@ -51,6 +53,28 @@ def test_goe_must_be_square(backend):
         backend.sample("goe", (4, 6))
 
 
+def test_goe_says_which_blocks_would_do(backend):
+    with pytest.raises(errors.ShapeError, match=r"Pass blocks=\(3, 1\) for independent square"):
+        backend.sample("goe", (4, 12))
+
+
+@pytest.mark.parametrize("blocks", [0, -2, 1.5, "3", True, (2, 5), (2,), (2, 0, 1)])
+def test_blocks_that_are_none(backend, blocks):
+    with pytest.raises(errors.ShapeError, match="expected blocks as a positive integer"):
+        backend.sample("random", (4, 4), blocks=blocks)
+
+
+def test_blocks_that_do_not_divide(backend):
+    with pytest.raises(errors.ShapeError, match=r"to divide into 3 equal blocks.* length of 4"):
+        backend.sample("random", (4, 4), blocks=3)
+
+
+@pytest.mark.parametrize(("shape", "determinant"), [((4, 6), 1), ((4, 4), 2), ((4, 4), "1")])
+def test_determinants(backend, shape, determinant):
+    with pytest.raises(errors.ShapeError, match="expected determinant 1 or -1 for square"):
+        backend.sample("orthogonal", shape, determinant=determinant)
+
+
 @pytest.mark.parametrize("rectangular", ["random", "orthogonal"])
 def test_radius_needs_a_square(backend, rectangular):
     with pytest.raises(errors.ShapeError, match="expected a square matrix for spectral_radius"):
@@ -73,9 +97,14 @@ def test_dtypes(family, dtype):
             call()
 
 
-def test_numpy_dtype_that_is_none():
-    with pytest.raises(errors.DTypeError, match="received float99"):
-        deq_init.numpy.random((4, 4), dtype="float99")
+def test_dtypes_that_are_none():
+    for call in (
+        lambda: deq_init.numpy.random((4, 4), dtype="float99"),
+        lambda: deq_init.jax.random()(jax.random.key(0), (4, 4), "float99"),
+        lambda: deq_init.keras.Random()((4, 4), dtype="float99"),
+    ):
+        with pytest.raises(errors.DTypeError, match="received float99"):
+            call()
 
 
 @pytest.mark.parametrize("shape", [7, (3, -1), (2.5, 2), "ab"])
@@ -120,17 +149,17 @@ def test_torch_tensor_is_as_it_was(call):
 
 
 def test_torch_tensor_is_as_it_was_after_a_fault_half_way(monkeypatch):
-    def fault(*arguments):
+    def fault(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr(torch, "cat", fault)
+    monkeypatch.setattr(torch.linalg, "solve_triangular", fault)
     w = torch.full((100, 100), 7.0)
     with pytest.raises(MemoryError):
         deq_init.torch.orthogonal_(w)
     assert torch.equal(w, torch.full((100, 100), 7.0))
 
 
-@pytest.mark.parametrize("fill", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("fill", [0.0, 1e-42, np.nan, np.inf])
 @pytest.mark.parametrize("kind", ["spectral_norm", "spectral_radius"])
 def test_rescale_refuses_what_no_factor_mends(fill, kind):
     for backend in BACKENDS.values():

@@ -11,7 +11,7 @@ from deq_init import families
 from deq_init.numpy import primitives as numpy_primitives
 
 import reference
-from backends import BACKENDS, EPSILON, FAMILIES, HALF
+from backends import BACKENDS, EPSILON, FAMILIES, HALF, SQUARE
 
 # Few sizes, so that compiled backends compile each once; 100 spans several panels of reflections.
 sizes = st.sampled_from([1, 2, 3, 8, 41, 100])
@@ -28,7 +28,7 @@ def tolerance(dtype, n):
 
 @given(rows=sizes, columns=sizes, seed=seeds, dtype=all_floats)
 def test_shape_and_dtype(backend, family, rows, columns, seed, dtype):
-    shape = (rows, rows) if family == "goe" else (rows, columns)
+    shape = (rows, rows) if family in SQUARE else (rows, columns)
     w = backend.sample(family, shape, seed=seed, dtype=dtype)
     assert w.shape == shape
     assert w.dtype.name == dtype
@@ -36,9 +36,11 @@ def test_shape_and_dtype(backend, family, rows, columns, seed, dtype):
 
 
 @given(n=sizes, seed=seeds, dtype=all_floats, gain=gains)
-def test_goe_is_symmetric_to_the_bit(backend, n, seed, dtype, gain):
+def test_symmetry_to_the_bit(backend, n, seed, dtype, gain):
     w = backend.sample("goe", (n, n), seed=seed, dtype=dtype, gain=gain)
     assert (w == w.T).all()
+    w = backend.sample("antisymmetric", (n, n), seed=seed, dtype=dtype, gain=gain)
+    assert (w == -w.T).all()
 
 
 @given(rows=sizes, columns=sizes, seed=seeds, dtype=floats)
@@ -76,8 +78,8 @@ def test_linear_in_the_gain(backend, family, n, seed, gain, dtype):
 @given(rows=sizes, columns=sizes, seed=seeds, dtype=floats)
 def test_equals_the_naive_definition(backend, family, rows, columns, seed, dtype):
     """The map g -> W, from JAX's or our own normals, against one reflection at a time."""
-    shape = (rows, rows) if family == "goe" else (rows, columns)
-    g = numpy_primitives.normals(seed, *shape, dtype)
+    shape = (rows, rows) if family in SQUARE else (rows, columns)
+    g = numpy_primitives.normals(seed, shape, dtype)[:, :]
     expected = reference.unit(family, g, shape[1 if backend.layout == "out_in" else 0])
     w = backend.sample(family, shape, seed=seed, dtype=dtype)
     # JAX's inverse error function is good to 6e-6 in float32 and 2e-12 in float64.
@@ -117,9 +119,48 @@ def test_convolution_kernels_flatten_to_the_matrix(backend, family):
     assert (w.reshape(flat) == backend.sample(family, flat, seed=4)).all()
 
 
+@pytest.mark.parametrize("n", [40, 300])
+@pytest.mark.parametrize("determinant", [1, -1])
+def test_determinant(backend, n, determinant):
+    """The sign of the determinant is set, by the last column or not at all."""
+    for seed in range(4):
+        free = backend.sample("orthogonal", (n, n), seed=seed)
+        w = backend.sample("orthogonal", (n, n), seed=seed, gain=0.5, determinant=determinant)
+        assert np.linalg.slogdet(w.astype(np.float64))[0] == determinant
+        sign = np.linalg.slogdet(free.astype(np.float64))[0]
+        np.testing.assert_allclose(w[:, :-1], 0.5 * free[:, :-1], rtol=1e-6)
+        np.testing.assert_allclose(w[:, -1], 0.5 * free[:, -1] * sign * determinant, rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("scale", [{"gain": 0.7}, {"spectral_norm": 0.9}])
+def test_blocks(backend, family, axis, scale):
+    """Block i is the array of its own shape whose key has i folded in: as jax.random.fold_in."""
+    shape = (12, 4) if axis == 0 else (4, 12)
+    w = backend.sample(family, shape, seed=3, blocks=(3, axis), **scale)
+    if axis == (0 if backend.layout == "out_in" else 1):
+        assert (w == backend.sample(family, shape, seed=3, blocks=3, **scale)).all()
+    for i, block in enumerate(np.split(w, 3, axis)):
+        high, low = np.asarray(
+            jax.random.key_data(jax.random.fold_in(jax.random.key(3), i)), np.uint64
+        )
+        seed = int(high << np.uint64(32) | low)
+        expected = BACKENDS["numpy"].sample(family, (4, 4), seed=seed, **scale)
+        np.testing.assert_allclose(block, expected, atol=2e-5)
+
+
+def test_blocks_of_convolutions(backend):
+    """Grouped along the outputs: each group a matrix of its own."""
+    shape = (8, 2, 3, 3) if backend.layout == "out_in" else (3, 3, 2, 8)
+    w = backend.map(backend.sample("orthogonal", shape, seed=1, blocks=2)).astype(np.float64)
+    for half in (w[:4], w[4:]):
+        np.testing.assert_allclose(half @ half.T, np.eye(4), atol=1e-5)
+    assert np.abs(w[:4] @ w[4:].T).max() > 1e-3
+
+
 @pytest.mark.parametrize("shape", [(0, 0), (0, 4), (4, 0)])
 def test_empty_shapes(backend, family, shape):
-    if family == "goe":
+    if family in SQUARE:
         shape = (0, 0)
     assert backend.sample(family, shape, seed=0).shape == shape
 
@@ -130,12 +171,12 @@ def test_a_zero_normal_counts_as_positive():
     q = families.orthogonal(numpy_primitives.xp, g)
     np.testing.assert_allclose(q, reference.orthogonal(g), atol=1e-14)
     np.testing.assert_allclose(q.T @ q, np.eye(3), atol=1e-14)
-    assert q[0, 0] == 0
+    assert abs(q[0, 0]) < 1e-14
 
 
 def test_one_by_one_orthogonal_is_the_sign():
     for seed in range(8):
-        g = numpy_primitives.normals(seed, 1, 1, "float32")
+        g = numpy_primitives.normals(seed, (1, 1), "float32")[:, :]
         assert BACKENDS["numpy"].sample("orthogonal", (1, 1), seed=seed) == np.sign(g)
 
 
@@ -153,6 +194,15 @@ def test_torch_generators(family):
     assert torch.equal(w[0], w[1])
     assert torch.equal(w[2], w[3])
     assert not torch.equal(w[0], w[2])
+
+
+def test_torch_under_autocast(family):
+    import deq_init.torch
+
+    init = getattr(deq_init.torch, family + "_")
+    expected = init(torch.empty(64, 64), seed=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(init(torch.empty(64, 64), seed=0), expected)
 
 
 def test_torch_meta_tensors_are_left_alone(family):

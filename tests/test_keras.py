@@ -10,7 +10,7 @@ import pytest
 
 import deq_init.keras
 
-from backends import KERAS_BACKEND, KERAS_CLASSES
+from backends import KERAS_BACKEND, KERAS_CLASSES, SQUARE
 
 
 @pytest.mark.parametrize(("name", "family"), [(f"deq_{f}", f) for f in KERAS_CLASSES])
@@ -20,8 +20,8 @@ def test_keras_strings(name, family):
     assert type(layer.kernel_initializer) is KERAS_CLASSES[family]
     kernel = keras.ops.convert_to_numpy(layer.kernel)
     assert np.isfinite(kernel).all()
-    if family == "goe":
-        assert (kernel == kernel.T).all()
+    if family in SQUARE:
+        assert (kernel == kernel.T * (1 if family == "goe" else -1)).all()
 
 
 def test_keras_builtin_names_are_left_alone():
@@ -29,8 +29,14 @@ def test_keras_builtin_names_are_left_alone():
 
 
 @pytest.mark.parametrize("family", KERAS_CLASSES)
-@pytest.mark.parametrize("scale", [{}, {"gain": 0.3}, {"spectral_norm": 0.9}])
+@pytest.mark.parametrize(
+    "scale", [{}, {"gain": 0.3}, {"spectral_norm": 0.9}, {"blocks": (2, 0)}, {"determinant": 1}]
+)
 def test_keras_config_round_trip(family, scale):
+    if family != "orthogonal" and "determinant" in scale:
+        pytest.skip("a property of orthogonal matrices")
+    if family in SQUARE and "blocks" in scale:
+        scale = {"blocks": 1}
     init = KERAS_CLASSES[family](seed=2**40 + 1, **scale)
     config = keras.saving.serialize_keras_object(init)
     assert config["registered_name"] == f"deq_init>{KERAS_CLASSES[family].__name__}"
@@ -75,6 +81,16 @@ def test_keras_traced_builds(family):
     assert model(np.ones((2, 6), "float32")).shape == (2, 6)
     expected = keras.ops.convert_to_numpy(KERAS_CLASSES[family](seed=5)((6, 6)))
     np.testing.assert_allclose(keras.ops.convert_to_numpy(layer.inner.kernel), expected, atol=2e-6)
+
+
+def test_keras_lstm_gates_are_blocks():
+    layer = keras.layers.LSTM(
+        6, recurrent_initializer=deq_init.keras.Orthogonal(0.5, blocks=4, seed=1)
+    )
+    layer.build((None, 3, 5))
+    kernel = keras.ops.convert_to_numpy(layer.cell.recurrent_kernel)
+    for gate in np.split(kernel, 4, axis=1):
+        np.testing.assert_allclose(gate @ gate.T, 0.25 * np.eye(6), atol=1e-5)
 
 
 LOAD = """

@@ -79,6 +79,30 @@ def test_the_import_is_fast():
     assert min(float(run(sys.executable, "-c", code)) for _ in range(5)) < 0.3
 
 
+def test_a_broken_framework_is_not_called_missing(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('libbroken.so')")
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", "import deq_init.torch"]
+    result = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert result.stderr.splitlines()[-1] == "ImportError: libbroken.so"
+
+
+def test_keras_without_its_backend_says_what_to_install(tmp_path):
+    code = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "class Gone:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'tensorflow':\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "del sys.modules['tensorflow']; sys.meta_path.insert(0, Gone())\n"
+        "import deq_init.keras"
+    )
+    env = {**os.environ, "KERAS_BACKEND": "tensorflow"}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert "pip install 'deq-init[tensorflow]', or set" in result.stderr.splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """A copy of the tree: building writes into it."""

@@ -44,6 +44,7 @@ def jax_keys(family, shape, count):
 
 def keras_seed_generator(family, shape, count):
     names = {"random": "Random", "orthogonal": "Orthogonal", "goe": "GOE"}
+    names["antisymmetric"] = "Antisymmetric"
     seed = keras.random.SeedGenerator(20240607)
     init = getattr(deq_init.keras, names[family])(seed=seed)
     kernels = [keras.ops.convert_to_numpy(init(shape[::-1])).T for _ in range(count)]
@@ -121,8 +122,10 @@ CASES = [
     (laws.random_entries_are_normal, "random", (64, 64), 4, [uniform_entries, truncated_normal]),
     (laws.random_quadratic_form, "random", (48, 32), 256, [one_row_repeated]),
     (laws.goe_diagonal, "goe", (64, 64), 8, [plain_diagonal, plain_average]),
-    (laws.goe_off_diagonal, "goe", (64, 64), 8, [plain_average]),
+    (laws.off_diagonal, "goe", (64, 64), 8, [plain_average]),
     (laws.goe_quadratic_form, "goe", (32, 32), 400, [plain_average]),
+    (laws.off_diagonal, "antisymmetric", (64, 64), 8, [plain_average]),
+    (laws.antisymmetric_form, "antisymmetric", (32, 32), 400, [plain_average]),
     (laws.haar_diagonal_signs, "orthogonal", (32, 32), 16, [no_sign_fix]),
     (laws.haar_determinants, "orthogonal", (32, 32), 64, [no_sign_fix]),
     (laws.haar_traces, "orthogonal", (32, 32), 16, [no_sign_fix, single_reflection]),
@@ -130,7 +133,7 @@ CASES = [
     (laws.haar_beta, "orthogonal", (48, 32), 400, []),
     (laws.haar_beta, "orthogonal", (32, 48), 400, []),
 ]
-NAMES = [f"{case[0].__name__}-{case[2][0]}x{case[2][1]}" for case in CASES]
+NAMES = [f"{law.__name__}-{family}-{m}x{n}" for law, family, (m, n), _, _ in CASES]
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -154,4 +157,4 @@ def test_law_finds_the_mistake(law, shape, count, mistake):
 
 def test_goe_off_diagonal_does_not_see_the_diagonal():
     """Why the diagonal has a test of its own."""
-    assert laws.goe_off_diagonal(plain_diagonal((64, 64), 8)) > laws.FALSE_ALARM
+    assert laws.off_diagonal(plain_diagonal((64, 64), 8)) > laws.FALSE_ALARM

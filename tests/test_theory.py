@@ -116,3 +116,11 @@ def test_errors():
         theory.length_mean("ginibre", 0.5)
     with pytest.raises(ScaleError, match="expected the random or orthogonal family"):
         theory.length_quantile("goe", 0.3, 100, 0.5)
+    with pytest.raises(FamilyError, match="No formula is known"):
+        theory.length_mean("antisymmetric", 0.5)
+    for p in (0, 1, 2.0, -1):
+        with pytest.raises(ScaleError, match="probabilities between 0 and 1"):
+            theory.length_quantile("orthogonal", 0.5, 200, p)
+    with pytest.raises(ScaleError, match="expected gain to be a finite number"):
+        theory.length_mean("random", "big")
+    assert theory.length_quantile("random", 0.0, 200, 0.3) == 1

@@ -3,13 +3,10 @@
 Kernels have the layout (..., in, out), as in Flax: a layer computes ``z @ kernel``.
 """
 
-from deq_init.errors import missing_framework
+from deq_init.errors import require
 
-try:
-    import jax  # noqa: F401
-except ImportError:
-    raise missing_framework("jax", "jax") from None
+require("jax", "jax")
 
-from deq_init.jax.initializers import goe, orthogonal, random, rescale
+from deq_init.jax.initializers import antisymmetric, goe, orthogonal, random, rescale  # noqa: E402
 
-__all__ = ["goe", "orthogonal", "random", "rescale"]
+__all__ = ["antisymmetric", "goe", "orthogonal", "random", "rescale"]

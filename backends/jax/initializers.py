@@ -27,6 +27,7 @@ def random(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
     dtype: Any = None,
 ) -> Initializer:
     """Build an initializer of i.i.d. normal entries with variance gain²/fan_in.
@@ -38,6 +39,9 @@ def random(
     spectral_norm, spectral_radius : float, optional
         Instead of gain: largest singular value, or largest modulus of an eigenvalue, that the
         sampled matrix shall have (relative error 1e-5 in float32).
+    blocks : int or (int, int), optional
+        Make the array of so many independent blocks along its last axis (fused QKV:
+        ``blocks=3``), or (how many, along which axis). Each block has the scale.
     dtype : dtype, optional
         Default dtype of the arrays: float16, bfloat16, float32 or float64; JAX's default float
         dtype if it is not given.
@@ -68,7 +72,8 @@ def random(
     >>> bool(abs(w.std() * 512**0.5 - 0.5) < 0.005)
     True
     """
-    return _initializer("random", gain, spectral_norm, spectral_radius, dtype)
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _initializer("random", target, blocks, None, dtype)
 
 
 def orthogonal(
@@ -76,11 +81,18 @@ def orthogonal(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    determinant: int | None = None,
     dtype: Any = None,
 ) -> Initializer:
     """Build an initializer of gain times a Haar-distributed (semi-)orthogonal matrix.
 
-    Parameters, returns and errors are those of :func:`random`.
+    Parameters, returns and errors are those of :func:`random`, and
+
+    determinant : {1, -1}, optional
+        Determinant of the square matrix that the gain multiplies. For even n, an orthogonal
+        matrix of determinant -1 has an eigenvalue of exactly 1: at gain 1 a linear DEQ is then
+        singular.
 
     Examples
     --------
@@ -88,7 +100,8 @@ def orthogonal(
     >>> bool(jnp.allclose(w @ w.T, jnp.eye(64), atol=1e-5))
     True
     """
-    return _initializer("orthogonal", gain, spectral_norm, spectral_radius, dtype)
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _initializer("orthogonal", target, blocks, determinant, dtype)
 
 
 def goe(
@@ -96,6 +109,7 @@ def goe(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
     dtype: Any = None,
 ) -> Initializer:
     """Build an initializer of GOE matrices: symmetric, variance gain²/n, diagonal 2·gain²/n.
@@ -109,7 +123,31 @@ def goe(
     >>> bool((w == w.T).all())
     True
     """
-    return _initializer("goe", gain, spectral_norm, spectral_radius, dtype)
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _initializer("goe", target, blocks, None, dtype)
+
+
+def antisymmetric(
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    dtype: Any = None,
+) -> Initializer:
+    """Build an initializer of antisymmetric normal matrices: W = -Wᵀ, variance gain²/n.
+
+    The spectrum is imaginary, spectral norm and radius are both near 2·gain, and I - W is never
+    singular. Parameters, returns and errors are those of :func:`random`; the shape must be square.
+
+    Examples
+    --------
+    >>> w = antisymmetric(0.4)(jax.random.key(0), (64, 64))
+    >>> bool((w == -w.T).all())
+    True
+    """
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _initializer("antisymmetric", target, blocks, None, dtype)
 
 
 def rescale(
@@ -144,6 +182,8 @@ def rescale(
     compute = families.compute_dtype(w.dtype.name)
     rows, columns = families.matrix_shape(w.shape, "in_out")
     scale.require_square(target.kind, rows, columns)
+    if 0 in w.shape:
+        return w
     matrix = w.astype(compute).reshape(rows, columns)
     measured = scale.measure(primitives.xp, matrix, target.kind)
     factor: Any = target.value / measured
@@ -154,24 +194,25 @@ def rescale(
 
 def _initializer(
     family: str,
-    gain: float,
-    spectral_norm: float | None,
-    spectral_radius: float | None,
+    target: scale.Scale,
+    blocks: int | tuple[int, int] | None,
+    determinant: int | None,
     default_dtype: Any,
 ) -> Initializer:
-    target = scale.resolve(gain, spectral_norm, spectral_radius)
-
     def init(
         key: jax.Array,
         shape: Sequence[int],
         dtype: Any = default_dtype,
         out_sharding: Any = None,
     ) -> jax.Array:
-        resolved = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+        try:
+            resolved = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
+        except TypeError:
+            families.compute_dtype(dtype)
+            raise
         compute = families.compute_dtype(resolved.name)
-        plan = families.plan(family, shape, "in_out", target)
-        w = _sample(plan.with_value(1.0), compute, key, target.value)
-        w = w.reshape(families.axes(shape)).astype(resolved)
+        plan = families.plan(family, shape, "in_out", target, blocks, determinant)
+        w = _sample(plan.with_value(1.0), compute, key, target.value).astype(resolved)
         return w if out_sharding is None else jax.sharding.reshard(w, out_sharding)
 
     return init
@@ -179,7 +220,11 @@ def _initializer(
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _sample(plan: families.Plan, dtype: str, key: jax.Array, value: float) -> jax.Array:
-    """Return a matrix; the scale's value is traced, so that a new one does not compile again."""
-    g = jax.random.normal(key, (plan.rows, plan.columns), dtype)
+    """Return an array; the scale's value is traced, so that a new one does not compile again."""
+
+    def normals(block: int | None) -> jax.Array:
+        own = key if block is None else jax.random.fold_in(key, block)
+        return jax.random.normal(own, (plan.rows, plan.columns), dtype)
+
     with jax.default_matmul_precision("highest"):
-        return plan.with_value(jnp.asarray(value, g.dtype)).realize(primitives.xp, g)
+        return plan.with_value(jnp.asarray(value, dtype)).sample(primitives.xp, normals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +13,19 @@ import jax.numpy as jnp
 class Primitives:
     """JAX arrays."""
 
+    mutable = False
+
+    def reshape(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Another shape."""
+        return x.reshape(shape)
+
     def transpose(self, x: jax.Array) -> jax.Array:
         """Transpose."""
         return x.T
 
-    def tril(self, x: jax.Array, k: int = 0) -> jax.Array:
+    def tril(self, x: jax.Array) -> jax.Array:
         """Lower triangle."""
-        return jnp.tril(x, k)
+        return jnp.tril(x)
 
     def triu(self, x: jax.Array, k: int = 0) -> jax.Array:
         """Upper triangle."""
@@ -32,6 +39,14 @@ class Primitives:
         """Ones on the diagonal."""
         return jnp.eye(rows, columns, dtype=x.dtype)
 
+    def empty_like(self, x: jax.Array, rows: int, columns: int) -> jax.Array:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
+    def subtract_product(self, c: jax.Array, a: jax.Array, b: jax.Array) -> None:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
     def sqrt(self, x: jax.Array) -> jax.Array:
         """Square root."""
         return jnp.sqrt(x)
@@ -40,9 +55,13 @@ class Primitives:
         """Choice by entry."""
         return jnp.where(condition, x, y)
 
-    def column_sums(self, x: jax.Array) -> jax.Array:
-        """Sum over the rows."""
-        return jnp.sum(x, axis=0)
+    def column_lengths(self, x: jax.Array) -> jax.Array:
+        """Euclidean length of each column."""
+        return _column_lengths(x)
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """Product of the entries."""
+        return jnp.prod(x)
 
     def concatenate(self, arrays: Sequence[jax.Array], axis: int) -> jax.Array:
         """Arrays joined."""
@@ -52,16 +71,25 @@ class Primitives:
         """Triangular solve."""
         return jax.scipy.linalg.solve_triangular(a, b)
 
-    def spectral_norm(self, w: jax.Array, symmetric: bool) -> jax.Array:
-        """Largest singular value, by the full decomposition."""
-        if symmetric:
-            return self.spectral_radius(w, symmetric)
-        return jnp.linalg.svd(w, compute_uv=False)[0]
+    def symmetric_norm(self, w: jax.Array) -> jax.Array:
+        """Largest modulus of an eigenvalue of a symmetric matrix."""
+        return jnp.abs(jnp.linalg.eigvalsh(w)).max()
 
-    def spectral_radius(self, w: jax.Array, symmetric: bool) -> jax.Array:
+    def spectral_norm(self, w: jax.Array) -> jax.Array:
+        """Largest singular value, by the full decomposition."""
+        return jnp.linalg.svd(w, compute_uv=False).max()
+
+    def spectral_radius(self, w: jax.Array) -> jax.Array:
         """Largest modulus of an eigenvalue, by the full decomposition."""
-        solve = jnp.linalg.eigvalsh if symmetric else jnp.linalg.eigvals
-        return jnp.abs(solve(w)).max()
+        return jnp.abs(jnp.linalg.eigvals(w)).max()
 
 
 xp = Primitives()
+
+
+def _column_lengths(x: jax.Array) -> jax.Array:
+    """Return column lengths, summed in groups of rows: float64 may not be there to sum in."""
+    m, n = x.shape
+    groups = max(1, math.isqrt(m))
+    padded = jnp.pad(x * x, ((0, -m % groups), (0, 0)))
+    return jnp.sqrt(padded.reshape(groups, -1, n).sum(axis=1).sum(axis=0))

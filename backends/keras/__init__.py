@@ -1,19 +1,23 @@
 """The families as Keras 3 initializers, on the TensorFlow, JAX and PyTorch backends.
 
 Kernels have the layout (..., in, out), as in ``keras.layers.Dense``. Importing this module makes
-the strings ``"deq_random"``, ``"deq_orthogonal"`` and ``"deq_goe"`` known to Keras.
+the strings ``"deq_random"``, ``"deq_orthogonal"``, ``"deq_goe"`` and ``"deq_antisymmetric"`` known
+to Keras.
 """
 
-from deq_init.errors import missing_framework
+from deq_init.errors import MissingFrameworkError, require
 
 try:
-    import keras  # noqa: F401
-except ImportError as error:
-    # Keras imports its backend: an installed Keras may still miss that.
-    if error.name in (None, "keras"):
-        raise missing_framework("keras", "keras") from None
-    raise
+    require("keras", "keras")
+except ModuleNotFoundError as error:
+    if isinstance(error, MissingFrameworkError) or error.name not in ("tensorflow", "jax", "torch"):
+        raise
+    raise MissingFrameworkError(
+        f"expected {error.name}, the backend that Keras is set to, to be installed, and it is not. "
+        f"Install it with: pip install 'deq-init[{error.name}]', or set the environment variable "
+        "KERAS_BACKEND to one that is installed."
+    ) from None
 
-from deq_init.keras.initializers import GOE, Orthogonal, Random
+from deq_init.keras.initializers import GOE, Antisymmetric, Orthogonal, Random
 
-__all__ = ["GOE", "Orthogonal", "Random"]
+__all__ = ["GOE", "Antisymmetric", "Orthogonal", "Random"]

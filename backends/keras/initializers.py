@@ -23,12 +23,15 @@ class _Sampled(keras.Initializer):  # type: ignore[misc]
         gain: float | None = scale.UNIT_GAIN,
         spectral_norm: float | None = None,
         spectral_radius: float | None = None,
+        blocks: int | tuple[int, int] | None = None,
         seed: Any = None,
     ) -> None:
         self._target = scale.resolve(gain, spectral_norm, spectral_radius)
         self.gain = self._target.value if self._target.kind == "gain" else None
         self.spectral_norm = spectral_norm
         self.spectral_radius = spectral_radius
+        self.blocks = blocks
+        self.determinant: int | None = None
         if isinstance(seed, dict):
             seed = keras.saving.deserialize_keras_object(seed)
         self._given_seed = seed
@@ -41,12 +44,15 @@ class _Sampled(keras.Initializer):  # type: ignore[misc]
 
     def __call__(self, shape: Sequence[int], dtype: Any = None) -> Any:
         """Return a tensor of this shape (..., in, out) and dtype."""
-        resolved = keras.backend.standardize_dtype(dtype or keras.config.floatx())
+        try:
+            resolved = keras.backend.standardize_dtype(dtype or keras.config.floatx())
+        except ValueError:
+            resolved = dtype
         compute = families.compute_dtype(resolved)
-        plan = families.plan(self._family, shape, "in_out", self._target)
-        g = primitives.normals(self.seed, plan.rows, plan.columns, compute)
-        w = primitives.realize(plan.with_value(1.0), g, self._target.value)
-        return ops.cast(ops.reshape(w, families.axes(shape)), resolved)
+        plan = families.plan(
+            self._family, shape, "in_out", self._target, self.blocks, self.determinant
+        )
+        return ops.cast(primitives.sample(plan, self.seed, compute), resolved)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, JSON-serialisable."""
@@ -54,6 +60,7 @@ class _Sampled(keras.Initializer):  # type: ignore[misc]
             "gain": self.gain,
             "spectral_norm": self.spectral_norm,
             "spectral_radius": self.spectral_radius,
+            "blocks": self.blocks,
             "seed": keras.saving.serialize_keras_object(self._given_seed),
         }
 
@@ -71,6 +78,9 @@ class Random(_Sampled):
     spectral_norm, spectral_radius : float, optional
         Instead of gain: largest singular value, or largest modulus of an eigenvalue, that the
         sampled matrix shall have (relative error 1e-5 in float32).
+    blocks : int or (int, int), optional
+        Make the kernel of so many independent blocks along its last axis (an LSTM's four gates:
+        ``blocks=4``), or (how many, along which axis). Each block has the scale.
     seed : int, keras.random.SeedGenerator or None
         An integer in [0, 2**64) gives the same matrix in every backend, at every call. None draws
         an integer once, when the initializer is made. A seed generator gives other matrices at
@@ -102,7 +112,12 @@ class Random(_Sampled):
 class Orthogonal(_Sampled):
     """Gain times a Haar-distributed (semi-)orthogonal matrix; also ``"deq_orthogonal"``.
 
-    Parameters and errors are those of :class:`Random`.
+    Parameters and errors are those of :class:`Random`, and
+
+    determinant : {1, -1}, optional
+        Determinant of the square matrix that the gain multiplies. For even n, an orthogonal
+        matrix of determinant -1 has an eigenvalue of exactly 1: at gain 1 a linear DEQ is then
+        singular.
 
     Examples
     --------
@@ -112,6 +127,22 @@ class Orthogonal(_Sampled):
     """
 
     _family = "orthogonal"
+
+    def __init__(
+        self,
+        gain: float | None = scale.UNIT_GAIN,
+        spectral_norm: float | None = None,
+        spectral_radius: float | None = None,
+        blocks: int | tuple[int, int] | None = None,
+        seed: Any = None,
+        determinant: int | None = None,
+    ) -> None:
+        super().__init__(gain, spectral_norm, spectral_radius, blocks, seed)
+        self.determinant = determinant
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, JSON-serialisable."""
+        return {**super().get_config(), "determinant": self.determinant}
 
 
 @keras.saving.register_keras_serializable(package="deq_init", name="GOE")
@@ -131,6 +162,23 @@ class GOE(_Sampled):
     _family = "goe"
 
 
+@keras.saving.register_keras_serializable(package="deq_init", name="Antisymmetric")
+class Antisymmetric(_Sampled):
+    """Normal above the diagonal, variance gain²/n, W = -Wᵀ; also ``"deq_antisymmetric"``.
+
+    The spectrum is imaginary, spectral norm and radius are both near 2·gain, and I - W is never
+    singular. Parameters and errors are those of :class:`Random`; the kernel must be square.
+
+    Examples
+    --------
+    >>> w = Antisymmetric(0.4, seed=0)((64, 64))
+    >>> bool(ops.all(w == -ops.transpose(w)))
+    True
+    """
+
+    _family = "antisymmetric"
+
+
 # The registered name "deq_init>GOE" resolves by itself; a plain string needs an entry of its own.
-for _name, _class in (("deq_random", Random), ("deq_orthogonal", Orthogonal), ("deq_goe", GOE)):
-    keras.saving.get_custom_objects().setdefault(_name, _class)
+for _class in (Random, Orthogonal, GOE, Antisymmetric):
+    keras.saving.get_custom_objects().setdefault(f"deq_{_class._family}", _class)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +17,19 @@ from deq_init.numpy import primitives as numpy_primitives
 class Primitives:
     """Tensors of the Keras backend in use, traced ones included."""
 
+    mutable = False
+
+    def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
+        """Another shape."""
+        return ops.reshape(x, shape)
+
     def transpose(self, x: Any) -> Any:
         """Transpose."""
         return ops.transpose(x)
 
-    def tril(self, x: Any, k: int = 0) -> Any:
+    def tril(self, x: Any) -> Any:
         """Lower triangle."""
-        return ops.tril(x, k)
+        return ops.tril(x)
 
     def triu(self, x: Any, k: int = 0) -> Any:
         """Upper triangle."""
@@ -35,6 +43,14 @@ class Primitives:
         """Ones on the diagonal."""
         return ops.eye(rows, columns, dtype=x.dtype)
 
+    def empty_like(self, x: Any, rows: int, columns: int) -> Any:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
+    def subtract_product(self, c: Any, a: Any, b: Any) -> None:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
     def sqrt(self, x: Any) -> Any:
         """Square root."""
         return ops.sqrt(x)
@@ -43,9 +59,13 @@ class Primitives:
         """Choice by entry."""
         return ops.where(condition, x, y)
 
-    def column_sums(self, x: Any) -> Any:
-        """Sum over the rows."""
-        return ops.sum(x, axis=0)
+    def column_lengths(self, x: Any) -> Any:
+        """Euclidean length of each column."""
+        return _column_lengths(x)
+
+    def product(self, x: Any) -> Any:
+        """Product of the entries."""
+        return ops.prod(x)
 
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
         """Tensors joined."""
@@ -55,16 +75,25 @@ class Primitives:
         """Triangular solve."""
         return ops.solve_triangular(a, b)
 
-    def spectral_norm(self, w: Any, symmetric: bool) -> Any:
-        """Largest singular value, by the full decomposition in float64 where there is one."""
-        if symmetric:
-            return self.spectral_radius(w, symmetric)
+    def symmetric_norm(self, w: Any) -> Any:
+        """Largest modulus of an eigenvalue of a symmetric matrix, in the widest dtype."""
+        return ops.cast(ops.max(ops.abs(ops.eigh(_widest(w))[0])), w.dtype)
+
+    def spectral_norm(self, w: Any) -> Any:
+        """Largest singular value, by the full decomposition in the widest dtype."""
         return ops.cast(ops.max(ops.svd(_widest(w), compute_uv=False)), w.dtype)
 
-    def spectral_radius(self, w: Any, symmetric: bool) -> Any:
+    def spectral_radius(self, w: Any) -> Any:
         """Largest modulus of an eigenvalue, by the full decomposition in the widest dtype."""
-        solve = ops.eigh if symmetric else ops.eig
-        return ops.cast(ops.max(ops.abs(solve(_widest(w))[0])), w.dtype)
+        return ops.cast(ops.max(ops.abs(ops.eig(_widest(w))[0])), w.dtype)
+
+
+def _column_lengths(x: Any) -> Any:
+    """Return column lengths, summed in groups of rows: float64 may not be there to sum in."""
+    m, n = x.shape
+    groups = max(1, math.isqrt(m))
+    padded = ops.pad(x * x, ((0, -m % groups), (0, 0)))
+    return ops.sqrt(ops.sum(ops.sum(ops.reshape(padded, (groups, -1, n)), axis=1), axis=0))
 
 
 def _widest(w: Any) -> Any:
@@ -75,36 +104,58 @@ def _widest(w: Any) -> Any:
 xp = Primitives()
 
 
-def realize(plan: families.Plan, g: Any, value: float) -> Any:
-    """Return the matrix of the normals g, as ``plan.with_value(value).realize`` does."""
-    return plan.with_value(value).realize(xp, g)
+def sample(plan: families.Plan, seed: Any, dtype: str) -> Any:
+    """Return the array of a plan, in the dtype that it is sampled in.
+
+    Parameters
+    ----------
+    plan : deq_init.families.Plan
+        The request.
+    seed : int or keras.random.SeedGenerator
+        An integer means the same normals in every backend, see :mod:`deq_init.draws`; a seed
+        generator is advanced and gives the normals of ``keras.random.normal``.
+    dtype : {"float32", "float64"}
+        Dtype.
+    """
+    fields = [
+        _normals(seed, (plan.rows, plan.columns), dtype, block)
+        for block in ((None,) if plan.blocks is None else range(plan.blocks))
+    ]
+    return _realize(plan.with_value(1.0), fields, plan.scale.value)
+
+
+def _normals(seed: Any, shape: tuple[int, int], dtype: str, block: int | None) -> Any:
+    if isinstance(seed, keras.random.SeedGenerator):
+        return keras.random.normal(shape, dtype=dtype, seed=seed)
+    if keras.backend.backend() == "jax":
+        # Raw key data, so that all 64 bits count whether or not jax_enable_x64 is set.
+        data = jax.numpy.array(draws.block_key(draws.key_from_seed(seed), block), jax.numpy.uint32)
+        key = jax.random.wrap_key_data(data, impl="threefry2x32")
+        with jax.threefry_partitionable(True):
+            return jax.random.normal(key, shape, dtype)
+    field = numpy_primitives.normals(seed, shape, dtype, block)
+    return ops.convert_to_tensor(field[:, :], dtype)
+
+
+def _realize(plan: families.Plan, fields: list[Any], value: Any) -> Any:
+    """Return the array of these normals, with the scale's value given apart."""
+    with _full_precision():
+        return plan.with_value(value).sample(xp, lambda block: fields[block or 0])
+
+
+def _full_precision() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which matrix products of float32 are float32 products."""
+    if keras.backend.backend() == "jax":
+        return jax.default_matmul_precision("highest")
+    if keras.backend.backend() == "torch":
+        return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False)
+    return contextlib.nullcontext()
 
 
 if keras.backend.backend() == "jax":
     import jax
 
     # Operation by operation, JAX would compile each one anew for every shape.
-    realize = jax.jit(realize, static_argnums=0)
-
-
-def normals(seed: Any, rows: int, columns: int, dtype: str) -> Any:
-    """Return standard normals of shape (rows, columns).
-
-    Parameters
-    ----------
-    seed : int or keras.random.SeedGenerator
-        An integer means the same normals in every backend, see :mod:`deq_init.draws`; a seed
-        generator is advanced and gives the normals of ``keras.random.normal``.
-    rows, columns : int
-        Shape.
-    dtype : {"float32", "float64"}
-        Dtype.
-    """
-    if isinstance(seed, keras.random.SeedGenerator):
-        return keras.random.normal((rows, columns), dtype=dtype, seed=seed)
-    if keras.backend.backend() == "jax":
-        # Raw key data, so that all 64 bits count whether or not jax_enable_x64 is set.
-        data = jax.numpy.array(draws.key_from_seed(seed), jax.numpy.uint32)
-        key = jax.random.wrap_key_data(data, impl="threefry2x32")
-        return jax.random.normal(key, (rows, columns), dtype)
-    return ops.convert_to_tensor(numpy_primitives.normals(seed, rows, columns, dtype), dtype)
+    _realize = jax.jit(_realize, static_argnums=0)
+elif keras.backend.backend() == "torch":
+    import torch

@@ -3,6 +3,6 @@
 Arrays have the layout (out, in) and act as ``W @ z``.
 """
 
-from deq_init.numpy.initializers import goe, orthogonal, random, rescale
+from deq_init.numpy.initializers import antisymmetric, goe, orthogonal, random, rescale
 
-__all__ = ["goe", "orthogonal", "random", "rescale"]
+__all__ = ["antisymmetric", "goe", "orthogonal", "random", "rescale"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from deq_init import families, scale
+from deq_init import draws, families, scale
 from deq_init.numpy import primitives
 
 
@@ -19,6 +19,7 @@ def random(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
     seed: int | np.random.Generator | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
@@ -33,6 +34,9 @@ def random(
     spectral_norm, spectral_radius : float, optional
         Instead of gain: largest singular value, or largest modulus of an eigenvalue, that the
         sampled matrix shall have (relative error 1e-5 in float32).
+    blocks : int or (int, int), optional
+        Make the array of so many independent blocks along its first axis (fused QKV:
+        ``blocks=3``), or (how many, along which axis). Each block has the scale.
     seed : int, numpy.random.Generator or None
         An integer in [0, 2**64) gives the same matrix in every backend; a generator is advanced
         and gives its own normals; None draws fresh entropy. NumPy's global state is not touched.
@@ -59,7 +63,8 @@ def random(
     >>> bool(abs(w.std() * 512**0.5 - 0.5) < 0.005)
     True
     """
-    return _sample("random", shape, gain, spectral_norm, spectral_radius, seed, dtype)
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _sample("random", shape, target, blocks, None, seed, dtype)
 
 
 def orthogonal(
@@ -68,12 +73,19 @@ def orthogonal(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    determinant: int | None = None,
     seed: int | np.random.Generator | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
     """Return gain times a Haar-distributed orthogonal, or semi-orthogonal, matrix.
 
-    Parameters, returns and errors are those of :func:`random`.
+    Parameters, returns and errors are those of :func:`random`, and
+
+    determinant : {1, -1}, optional
+        Determinant of the square matrix that the gain multiplies. For even n, an orthogonal
+        matrix of determinant -1 has an eigenvalue of exactly 1: at gain 1 a linear DEQ is then
+        singular.
 
     Examples
     --------
@@ -81,7 +93,8 @@ def orthogonal(
     >>> bool(abs(w.T @ w - np.eye(64)).max() < 1e-5)
     True
     """
-    return _sample("orthogonal", shape, gain, spectral_norm, spectral_radius, seed, dtype)
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _sample("orthogonal", shape, target, blocks, determinant, seed, dtype)
 
 
 def goe(
@@ -90,6 +103,7 @@ def goe(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
     seed: int | np.random.Generator | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
@@ -104,7 +118,33 @@ def goe(
     >>> bool((w == w.T).all())
     True
     """
-    return _sample("goe", shape, gain, spectral_norm, spectral_radius, seed, dtype)
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _sample("goe", shape, target, blocks, None, seed, dtype)
+
+
+def antisymmetric(
+    shape: Sequence[int],
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    seed: int | np.random.Generator | None = None,
+    dtype: DTypeLike = np.float32,
+) -> NDArray[Any]:
+    """Return an antisymmetric normal matrix: W = -Wᵀ, variance gain²/n off the diagonal.
+
+    The spectrum is imaginary, spectral norm and radius are both near 2·gain, and I - W is never
+    singular. Parameters, returns and errors are those of :func:`random`; the matrix must be square.
+
+    Examples
+    --------
+    >>> w = antisymmetric((64, 64), gain=0.4, seed=0)
+    >>> bool((w == -w.T).all())
+    True
+    """
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _sample("antisymmetric", shape, target, blocks, None, seed, dtype)
 
 
 def rescale(
@@ -139,6 +179,8 @@ def rescale(
     rows, columns = families.matrix_shape(w.shape, "out_in")
     scale.require_square(target.kind, rows, columns)
     matrix = w.astype(compute).reshape(rows, columns)
+    if 0 in w.shape:
+        return w.copy()
     measured = math.nan
     if np.isfinite(matrix).all():
         measured = float(scale.measure(primitives.xp, matrix, target.kind))
@@ -148,16 +190,16 @@ def rescale(
 def _sample(
     family: str,
     shape: Sequence[int],
-    gain: float,
-    spectral_norm: float | None,
-    spectral_radius: float | None,
+    target: scale.Scale,
+    blocks: int | tuple[int, int] | None,
+    determinant: int | None,
     seed: int | np.random.Generator | None,
     dtype: DTypeLike,
 ) -> NDArray[Any]:
     resolved = primitives.resolve_dtype(dtype)
-    target = scale.resolve(gain, spectral_norm, spectral_radius)
-    plan = families.plan(family, shape, "out_in", target)
+    plan = families.plan(family, shape, "out_in", target, blocks, determinant)
     compute = families.compute_dtype(resolved.name)
-    g = primitives.normals(seed, plan.rows, plan.columns, compute)
-    w = plan.realize(primitives.xp, g)
-    return w.reshape(families.axes(shape)).astype(resolved, copy=False)
+    source = seed if isinstance(seed, np.random.Generator) else draws.key_from_seed(seed)
+    size = (plan.rows, plan.columns)
+    w = plan.sample(primitives.xp, lambda block: primitives.normals(source, size, compute, block))
+    return w.astype(resolved, copy=False)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.linalg
 import scipy.special
+from numpy.typing import NDArray
 
 from deq_init import draws, families
 from deq_init.errors import missing_framework
 
-_CHUNK = 1 << 15
+_CHUNK = 1 << 14  # normals drawn at once: their words stay in the cache
+_PARALLEL = 1 << 16  # normals from which on threads pay
+_ROWS = 256
 
 
 def resolve_dtype(dtype: Any) -> np.dtype[Any]:
@@ -43,9 +49,13 @@ def resolve_dtype(dtype: Any) -> np.dtype[Any]:
 class Primitives:
     """NumPy arrays; words are ``uint32``."""
 
-    def counters(self, start: int, count: int) -> tuple[Any, Any]:
-        """High and low words of start, ..., start + count - 1."""
-        c = np.arange(start, start + count, dtype=np.uint64)
+    mutable = True
+
+    def counters(self, rows: range, columns: range, stride: int) -> tuple[Any, Any]:
+        """High and low words of i · stride + j."""
+        i = np.arange(rows.start, rows.stop, dtype=np.uint64)
+        j = np.arange(columns.start, columns.stop, dtype=np.uint64)
+        c: NDArray[np.uint64] = np.add.outer(i * np.uint64(stride), j)
         return (c >> np.uint64(32)).astype(np.uint32), c.astype(np.uint32)
 
     def wrap(self, words: Any) -> Any:
@@ -72,13 +82,17 @@ class Primitives:
         """The array in another dtype."""
         return x.astype(dtype)
 
+    def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
+        """The array in another shape."""
+        return x.reshape(shape)
+
     def transpose(self, x: Any) -> Any:
         """Transpose."""
         return x.T
 
-    def tril(self, x: Any, k: int = 0) -> Any:
+    def tril(self, x: Any) -> Any:
         """Lower triangle."""
-        return np.tril(x, k)
+        return np.tril(x)
 
     def triu(self, x: Any, k: int = 0) -> Any:
         """Upper triangle."""
@@ -92,6 +106,15 @@ class Primitives:
         """Ones on the diagonal."""
         return np.eye(rows, columns, dtype=x.dtype)
 
+    def empty_like(self, x: Any, rows: int, columns: int) -> Any:
+        """Any entries."""
+        return np.empty((rows, columns), dtype=x.dtype)
+
+    def subtract_product(self, c: Any, a: Any, b: Any) -> None:
+        """Subtract a @ b in place, by rows that fit the cache: NumPy's product cannot add."""
+        for start in range(0, len(c), _ROWS):
+            c[start : start + _ROWS] -= a[start : start + _ROWS] @ b
+
     def sqrt(self, x: Any) -> Any:
         """Square root."""
         return np.sqrt(x)
@@ -100,9 +123,13 @@ class Primitives:
         """Choice by entry."""
         return np.where(condition, x, y)
 
-    def column_sums(self, x: Any) -> Any:
-        """Sum over the rows."""
-        return np.sum(x, axis=0)
+    def column_lengths(self, x: Any) -> Any:
+        """Euclidean length of each column, summed in float64."""
+        return np.sqrt(np.square(x, dtype=np.float64).sum(axis=0)).astype(x.dtype)
+
+    def product(self, x: Any) -> Any:
+        """Product of the entries."""
+        return np.prod(x)
 
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
         """Arrays joined."""
@@ -112,38 +139,78 @@ class Primitives:
         """Triangular solve, in NumPy's BLAS: alternating with SciPy's costs more than it saves."""
         return np.linalg.solve(a, b)
 
-    def spectral_norm(self, w: Any, symmetric: bool) -> Any:
+    def symmetric_norm(self, w: Any) -> Any:
+        """Largest modulus of an eigenvalue of a symmetric matrix, by LAPACK in float64."""
+        return np.abs(scipy.linalg.eigvalsh(w.astype(np.float64))).max().astype(w.dtype)
+
+    def spectral_norm(self, w: Any) -> Any:
         """Largest singular value, by LAPACK in float64."""
-        if symmetric:
-            return self.spectral_radius(w, symmetric)
         return scipy.linalg.svdvals(w.astype(np.float64)).max().astype(w.dtype)
 
-    def spectral_radius(self, w: Any, symmetric: bool) -> Any:
+    def spectral_radius(self, w: Any) -> Any:
         """Largest modulus of an eigenvalue, by LAPACK in float64."""
-        solve = scipy.linalg.eigvalsh if symmetric else scipy.linalg.eigvals
-        return np.abs(solve(w.astype(np.float64))).max().astype(w.dtype)
+        return np.abs(scipy.linalg.eigvals(w.astype(np.float64))).max().astype(w.dtype)
 
 
 xp = Primitives()
 
 
-def normals(seed: Any, rows: int, columns: int, dtype: str) -> np.ndarray:
-    """Return standard normals of shape (rows, columns), see :mod:`deq_init.draws`.
+@dataclass(frozen=True)
+class Portable:
+    """The normals of a Threefry key, see :mod:`deq_init.draws`, drawn where they are asked for.
 
-    Parameters
+    Attributes
     ----------
-    seed : int, None or numpy.random.Generator
-        An integer means the same normals in every backend; a generator, its own.
-    rows, columns : int
-        Shape.
+    key : (int, int)
+        Threefry key.
+    shape : (int, int)
+        Rows and columns.
     dtype : {"float32", "float64"}
         Dtype.
     """
+
+    key: draws.Key
+    shape: tuple[int, int]
+    dtype: str
+
+    def __getitem__(self, region: tuple[slice, slice]) -> NDArray[Any]:
+        """Return the normals of these rows and columns, a new array."""
+        rows, columns = (range(n)[part] for n, part in zip(self.shape, region, strict=True))
+        out = np.empty((len(rows), len(columns)), self.dtype)
+        height = max(1, _CHUNK // max(1, len(columns)))
+
+        def fill(start: int) -> None:
+            part = rows[start : start + height]
+            normals = draws.normals(xp, self.key, part, columns, self.shape[1], self.dtype)
+            out[start : start + height] = normals
+
+        starts = range(0, len(rows), height)
+        if out.size < _PARALLEL:
+            for start in starts:
+                fill(start)
+        else:
+            with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+                list(pool.map(fill, starts))
+        return out
+
+
+def normals(
+    seed: Any, shape: tuple[int, int], dtype: str, block: int | None = None
+) -> Portable | NDArray[Any]:
+    """Return standard normals of this shape.
+
+    Parameters
+    ----------
+    seed : int, (int, int), None or numpy.random.Generator
+        An integer (or its key) means the same normals in every backend; a generator, its own.
+    shape : (int, int)
+        Rows and columns.
+    dtype : {"float32", "float64"}
+        Dtype.
+    block : int, optional
+        Which block's normals: its index is folded into the key. A generator just goes on.
+    """
     if isinstance(seed, np.random.Generator):
-        return seed.standard_normal((rows, columns), dtype=np.dtype(dtype).type)
-    key = draws.key_from_seed(seed)
-    out = np.empty(rows * columns, dtype)
-    for start in range(0, out.size, _CHUNK):
-        stop = min(start + _CHUNK, out.size)
-        out[start:stop] = draws.normals(xp, key, start, stop - start, dtype)
-    return out.reshape(rows, columns)
+        return seed.standard_normal(shape, dtype=np.dtype(dtype).type)
+    key = seed if isinstance(seed, tuple) else draws.key_from_seed(seed)
+    return Portable(draws.block_key(key, block), shape, dtype)

@@ -3,13 +3,10 @@
 Weights have the layout (out, in, ...), as in ``torch.nn.Linear`` and ``torch.nn.Conv2d``.
 """
 
-from deq_init.errors import missing_framework
+from deq_init.errors import require
 
-try:
-    import torch  # noqa: F401
-except ImportError:
-    raise missing_framework("torch", "torch") from None
+require("torch", "torch")
 
-from deq_init.torch.initializers import goe_, orthogonal_, random_, rescale_
+from deq_init.torch.initializers import antisymmetric_, goe_, orthogonal_, random_, rescale_  # noqa: E402
 
-__all__ = ["goe_", "orthogonal_", "random_", "rescale_"]
+__all__ = ["antisymmetric_", "goe_", "orthogonal_", "random_", "rescale_"]

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from deq_init import families, scale
-from deq_init.errors import DTypeError
+from deq_init import draws, families, scale
+from deq_init.errors import DTypeError, SeedError
 from deq_init.torch import primitives
 
 
@@ -18,6 +18,7 @@ def random_(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -33,6 +34,9 @@ def random_(
     spectral_norm, spectral_radius : float, optional
         Instead of gain: largest singular value, or largest modulus of an eigenvalue, that the
         sampled matrix shall have (relative error 1e-5 in float32).
+    blocks : int or (int, int), optional
+        Make the tensor of so many independent blocks along its first axis (fused QKV:
+        ``blocks=3``), or (how many, along which axis). Each block has the scale.
     seed : int, optional
         An integer in [0, 2**64): the same matrix as in every other backend.
     generator : torch.Generator, optional
@@ -59,7 +63,8 @@ def random_(
     >>> abs(w.std().item() * 512**0.5 - 0.5) < 0.005
     True
     """
-    return _fill("random", w, gain, spectral_norm, spectral_radius, seed, generator)
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _fill("random", w, target, blocks, None, seed, generator)
 
 
 def orthogonal_(
@@ -68,12 +73,19 @@ def orthogonal_(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    determinant: int | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Fill the tensor with gain times a Haar-distributed (semi-)orthogonal matrix.
 
-    Parameters, returns and errors are those of :func:`random_`.
+    Parameters, returns and errors are those of :func:`random_`, and
+
+    determinant : {1, -1}, optional
+        Determinant of the square matrix that the gain multiplies. For even n, an orthogonal
+        matrix of determinant -1 has an eigenvalue of exactly 1: at gain 1 a linear DEQ is then
+        singular.
 
     Examples
     --------
@@ -81,7 +93,8 @@ def orthogonal_(
     >>> torch.allclose(w @ w.T, torch.eye(64), atol=1e-5)
     True
     """
-    return _fill("orthogonal", w, gain, spectral_norm, spectral_radius, seed, generator)
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _fill("orthogonal", w, target, blocks, determinant, seed, generator)
 
 
 def goe_(
@@ -90,6 +103,7 @@ def goe_(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -104,7 +118,33 @@ def goe_(
     >>> torch.equal(w, w.T)
     True
     """
-    return _fill("goe", w, gain, spectral_norm, spectral_radius, seed, generator)
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _fill("goe", w, target, blocks, None, seed, generator)
+
+
+def antisymmetric_(
+    w: Tensor,
+    gain: float = scale.UNIT_GAIN,
+    *,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Fill the square tensor with an antisymmetric normal matrix: W = -Wᵀ, variance gain²/n.
+
+    The spectrum is imaginary, spectral norm and radius are both near 2·gain, and I - W is never
+    singular. Parameters, returns and errors are those of :func:`random_`.
+
+    Examples
+    --------
+    >>> w = antisymmetric_(torch.empty(64, 64), gain=0.4, seed=0)
+    >>> torch.equal(w, -w.T)
+    True
+    """
+    target = scale.resolve(gain, spectral_norm, spectral_radius)
+    return _fill("antisymmetric", w, target, blocks, None, seed, generator)
 
 
 @torch.no_grad()
@@ -144,7 +184,7 @@ def rescale_(
     compute = getattr(torch, families.compute_dtype(_dtype_name(w)))
     rows, columns = families.matrix_shape(w.shape, "out_in")
     scale.require_square(target.kind, rows, columns)
-    if w.is_meta:
+    if w.is_meta or w.numel() == 0:
         return w
     matrix = w.detach().to(compute).reshape(rows, columns)
     measured = math.nan  # LAPACK does not return on every matrix that is not finite
@@ -157,20 +197,30 @@ def rescale_(
 def _fill(
     family: str,
     w: Tensor,
-    gain: float,
-    spectral_norm: float | None,
-    spectral_radius: float | None,
+    target: scale.Scale,
+    blocks: int | tuple[int, int] | None,
+    determinant: int | None,
     seed: int | None,
     generator: torch.Generator | None,
 ) -> Tensor:
     compute = families.compute_dtype(_dtype_name(w))
-    target = scale.resolve(gain, spectral_norm, spectral_radius)
-    plan = families.plan(family, w.shape, "out_in", target)
+    plan = families.plan(family, w.shape, "out_in", target, blocks, determinant)
+    if seed is not None and generator is not None:
+        raise SeedError(
+            f"expected a seed or a generator, received both: seed={seed!r} and {generator!r}. "
+            "Pass the seed for the same matrix in every backend, or the generator for PyTorch's "
+            "own random numbers."
+        )
+    key = None if seed is None else draws.key_from_seed(seed)
     if w.is_meta:
         return w
-    g = primitives.normals(plan.rows, plan.columns, compute, w.device, seed, generator)
-    matrix = plan.realize(primitives.Primitives(w.device), g)
-    return w.copy_(matrix.reshape(w.shape))
+    size = (plan.rows, plan.columns)
+    with torch.autocast(w.device.type, enabled=False):
+        array = plan.sample(
+            primitives.Primitives(w.device),
+            lambda block: primitives.normals(key, generator, size, compute, w.device, block),
+        )
+    return w.copy_(array)
 
 
 def _dtype_name(w: Tensor) -> str:

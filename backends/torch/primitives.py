@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from deq_init import draws
-from deq_init.errors import SeedError
 from deq_init.numpy import primitives as numpy_primitives
 
 _MASK = 0xFFFFFFFF
@@ -18,12 +18,16 @@ _MASK = 0xFFFFFFFF
 class Primitives:
     """PyTorch tensors on one device; words are ``int64``, cut back to 32 bits."""
 
+    mutable = True
+
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def counters(self, start: int, count: int) -> tuple[Tensor, Tensor]:
-        """High and low words of start, ..., start + count - 1."""
-        c = torch.arange(start, start + count, dtype=torch.int64, device=self.device)
+    def counters(self, rows: range, columns: range, stride: int) -> tuple[Tensor, Tensor]:
+        """High and low words of i · stride + j."""
+        i = torch.arange(rows.start, rows.stop, dtype=torch.int64, device=self.device)
+        j = torch.arange(columns.start, columns.stop, dtype=torch.int64, device=self.device)
+        c = i[:, None] * stride + j
         return c >> 32, c & _MASK
 
     def wrap(self, words: Tensor) -> Tensor:
@@ -50,13 +54,17 @@ class Primitives:
         """The tensor in another dtype."""
         return x.to(getattr(torch, dtype))
 
+    def reshape(self, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The tensor in another shape."""
+        return x.reshape(shape)
+
     def transpose(self, x: Tensor) -> Tensor:
         """Transpose."""
         return x.T
 
-    def tril(self, x: Tensor, k: int = 0) -> Tensor:
+    def tril(self, x: Tensor) -> Tensor:
         """Lower triangle."""
-        return torch.tril(x, k)
+        return torch.tril(x)
 
     def triu(self, x: Tensor, k: int = 0) -> Tensor:
         """Upper triangle."""
@@ -70,6 +78,14 @@ class Primitives:
         """Ones on the diagonal."""
         return torch.eye(rows, columns, dtype=x.dtype, device=x.device)
 
+    def empty_like(self, x: Tensor, rows: int, columns: int) -> Tensor:
+        """Any entries."""
+        return x.new_empty((rows, columns))
+
+    def subtract_product(self, c: Tensor, a: Tensor, b: Tensor) -> None:
+        """Subtract a @ b in place."""
+        c.addmm_(a, b, alpha=-1)
+
     def sqrt(self, x: Tensor) -> Tensor:
         """Square root."""
         return torch.sqrt(x)
@@ -78,9 +94,14 @@ class Primitives:
         """Choice by entry."""
         return torch.where(condition, x, y)
 
-    def column_sums(self, x: Tensor) -> Tensor:
-        """Sum over the rows."""
-        return torch.sum(x, dim=0)
+    def column_lengths(self, x: Tensor) -> Tensor:
+        """Euclidean length of each column, summed in float64 where the device has it."""
+        wide = x.dtype if x.device.type == "mps" else torch.float64
+        return torch.linalg.vector_norm(x, dim=0, dtype=wide).to(x.dtype)
+
+    def product(self, x: Tensor) -> Tensor:
+        """Product of the entries."""
+        return torch.prod(x)
 
     def concatenate(self, arrays: Sequence[Tensor], axis: int) -> Tensor:
         """Tensors joined."""
@@ -90,16 +111,17 @@ class Primitives:
         """Triangular solve."""
         return torch.linalg.solve_triangular(a, b, upper=True)
 
-    def spectral_norm(self, w: Tensor, symmetric: bool) -> Tensor:
+    def symmetric_norm(self, w: Tensor) -> Tensor:
+        """Largest modulus of an eigenvalue of a symmetric matrix, in float64."""
+        return torch.linalg.eigvalsh(_float64(w)).abs().max().to(w)
+
+    def spectral_norm(self, w: Tensor) -> Tensor:
         """Largest singular value, by the full decomposition in float64."""
-        if symmetric:
-            return self.spectral_radius(w, symmetric)
         return torch.linalg.svdvals(_float64(w)).max().to(w)
 
-    def spectral_radius(self, w: Tensor, symmetric: bool) -> Tensor:
+    def spectral_radius(self, w: Tensor) -> Tensor:
         """Largest modulus of an eigenvalue, by the full decomposition in float64."""
-        solve = torch.linalg.eigvalsh if symmetric else torch.linalg.eigvals
-        return solve(_float64(w)).abs().max().to(w)
+        return torch.linalg.eigvals(_float64(w)).abs().max().to(w)
 
 
 def _float64(w: Tensor) -> Tensor:
@@ -107,46 +129,68 @@ def _float64(w: Tensor) -> Tensor:
     return w.to("cpu" if w.device.type == "mps" else w.device).to(torch.float64)
 
 
+@dataclass(frozen=True)
+class Portable:
+    """The normals of a Threefry key, see :mod:`deq_init.draws`, drawn where they are asked for."""
+
+    key: draws.Key
+    shape: tuple[int, int]
+    dtype: str
+    device: torch.device
+
+    def __getitem__(self, region: tuple[slice, slice]) -> Tensor:
+        """Return the normals of these rows and columns, a new tensor."""
+        if self.device.type in ("cpu", "mps") and not torch.compiler.is_compiling():
+            # The same bits from uint32 words: several times faster than int64 ones, and MPS has
+            # no float64 to invert the error function in.
+            field = numpy_primitives.Portable(self.key, self.shape, self.dtype)
+            return torch.from_numpy(field[region]).to(self.device)
+        rows, columns = (range(n)[part] for n, part in zip(self.shape, region, strict=True))
+        xp = Primitives(self.device)
+        return draws.normals(xp, self.key, rows, columns, self.shape[1], self.dtype)
+
+
+@dataclass(frozen=True)
+class Native:
+    """PyTorch's own normals: each region is drawn when it is asked for."""
+
+    generator: torch.Generator | None
+    shape: tuple[int, int]
+    dtype: str
+    device: torch.device
+
+    def __getitem__(self, region: tuple[slice, slice]) -> Tensor:
+        """Return new normals for these rows and columns."""
+        size = [len(range(n)[part]) for n, part in zip(self.shape, region, strict=True)]
+        out = torch.empty(size, dtype=getattr(torch, self.dtype), device=self.device)
+        return out.normal_(generator=self.generator)
+
+
 def normals(
-    rows: int,
-    columns: int,
+    key: draws.Key | None,
+    generator: torch.Generator | None,
+    shape: tuple[int, int],
     dtype: str,
     device: torch.device,
-    seed: int | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Return standard normals of shape (rows, columns).
+    block: int | None,
+) -> Portable | Native:
+    """Return a field of standard normals of this shape.
 
     Parameters
     ----------
-    rows, columns : int
-        Shape.
+    key : (int, int) or None
+        A portable seed's key: the same normals in every backend.
+    generator : torch.Generator or None
+        Without a key, PyTorch's own normals, from this or from the global generator.
+    shape : (int, int)
+        Rows and columns.
     dtype : {"float32", "float64"}
         Dtype.
     device : torch.device
         Where.
-    seed : int or None
-        An integer means the same normals in every backend, see :mod:`deq_init.draws`.
-    generator : torch.Generator or None
-        Without a seed: PyTorch's own normals, from this or from the global generator.
-
-    Raises
-    ------
-    SeedError
-        If both are given.
+    block : int or None
+        Which block's normals: its index is folded into the key. A generator just goes on.
     """
-    if seed is None:
-        out = torch.empty(rows, columns, dtype=getattr(torch, dtype), device=device)
-        return out.normal_(generator=generator)
-    if generator is not None:
-        raise SeedError(
-            f"expected a seed or a generator, received both: seed={seed!r} and {generator!r}. "
-            "Pass the seed for the same matrix in every backend, or the generator for PyTorch's "
-            "own random numbers."
-        )
-    key = draws.key_from_seed(seed)
-    if device.type in ("cpu", "mps") and not torch.compiler.is_compiling():
-        # The same bits from uint32 words: several times faster than int64 ones, and MPS has no
-        # float64 to invert the error function in.
-        return torch.from_numpy(numpy_primitives.normals(seed, rows, columns, dtype)).to(device)
-    return draws.normals(Primitives(device), key, 0, rows * columns, dtype).reshape(rows, columns)
+    if key is None:
+        return Native(generator, shape, dtype, device)
+    return Portable(draws.block_key(key, block), shape, dtype, device)

@@ -1,5 +1,5 @@
-"""The paper's experiments. Each module has ``run(output, ...)`` and writes its results there.
+"""The paper's experiments. Each writes into a results folder.
 
-A results folder holds ``results.jsonl`` (one row for each run or draw, with its settings),
+The folder holds ``results.jsonl`` (one row for each run or draw, with its settings),
 ``table.md`` and ``figure.png``.
 """

@@ -62,7 +62,7 @@ def cells(gains: tuple[float, ...]) -> list[Cell]:
     """Return the grid: every family at each gain, and GOE at half of it (equal radius)."""
     grid = []
     for gain in gains:
-        for family in families.FAMILIES:
+        for family in families.PAPER:
             grid.append(Cell(family, gain, gain, family))
             if families.get(family).radius_edge == 2:
                 grid.append(Cell(family, gain / 2, gain, f"{family}, half gain"))

@@ -15,6 +15,7 @@ import numpy as np
 
 import deq_init.numpy
 from deq_init import families, theory
+from deq_init.draws import key_from_seed
 from deq_init.experiments import report
 
 RADII = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
@@ -44,12 +45,14 @@ def run(
     quiet : bool
         No progress bar and no table on standard output.
     """
+    for end in (seed, seed + draws):
+        key_from_seed(end)
     folder = report.results_folder("lengths", output)
     started = time.perf_counter()
     settings = {"n": n, "draws": draws, "environment": report.environment()}
     lengths: dict[str, np.ndarray] = {}
-    jobs = [(family, seed + i) for family in families.FAMILIES for i in range(draws)]
-    measured: dict[str, list[np.ndarray]] = {family: [] for family in families.FAMILIES}
+    jobs = [(family, seed + i) for family in families.PAPER for i in range(draws)]
+    measured: dict[str, list[np.ndarray]] = {family: [] for family in families.PAPER}
     for family, draw in report.progress(jobs, "lengths", quiet):
         measured[family].append(_lengths(family, n, draw))
         if len(measured[family]) == draws:

@@ -31,7 +31,11 @@ def results_folder(name: str, output: str | Path | None) -> Path:
     ------
     OutputError
         If it holds results already or cannot be created.
+    MissingFrameworkError
+        If what the report needs is not installed: found out before the work, not after it.
     """
+    require("matplotlib.figure", "experiments")
+    require("tqdm", "experiments")
     if output is None:
         base = Path("deq-init-results") / name
         folder, number = base, 1
