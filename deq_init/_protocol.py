@@ -25,7 +25,7 @@ class WordPrimitives(Protocol):
         """Words modulo 2**32."""
 
     def rotate_left(self, words: Array, bits: int) -> Array:
-        """Words rotated left by ``bits``; the argument need not be wrapped."""
+        """Words rotated left by ``bits``; the argument may be written to."""
 
     def shift_right(self, words: Array, bits: int) -> Array:
         """Words shifted right by ``bits``, zeros shifted in."""
@@ -34,7 +34,7 @@ class WordPrimitives(Protocol):
         """Words as float64 values."""
 
     def erfinv(self, x: Array) -> Array:
-        """Inverse error function of a float64 array."""
+        """Inverse error function of a float64 array, which may be written to."""
 
     def cast(self, x: Array, dtype: str) -> Array:
         """The array in the dtype of that name."""
@@ -44,10 +44,12 @@ class MatrixPrimitives(Protocol):
     """Linear algebra on float32 or float64 arrays, for :mod:`deq_init.families`.
 
     A backend whose arrays can be written to says so with ``mutable``; only the families' in-place
-    paths then call ``empty_like`` and ``subtract_product``.
+    paths then call ``empty_like``, ``add_product`` and ``householder_product``.
     """
 
     mutable: bool
+    lapack_up_to: int
+    """Columns up to which LAPACK's product of reflections is faster than the core's."""
 
     def reshape(self, x: Array, shape: tuple[int, ...]) -> Array:
         """The array in another shape, rows first."""
@@ -70,8 +72,17 @@ class MatrixPrimitives(Protocol):
     def empty_like(self, x: Array, rows: int, columns: int) -> Array:
         """An array with any entries; dtype and device of ``x``."""
 
-    def subtract_product(self, c: Array, a: Array, b: Array) -> None:
-        """Subtract a @ b from c, in place."""
+    def add_product(self, c: Array, a: Array, b: Array) -> None:
+        """Add a @ b to c, in place."""
+
+    def add_diagonal(self, x: Array, d: Array | float) -> Array:
+        """``x`` with d added to its main diagonal; ``x`` may be written to."""
+
+    def householder_product(self, v: Array, tau: Array) -> Array:
+        """Columns of (I - tau_0 v_0 v_0ᵀ) ... (I - tau_b v_b v_bᵀ) E, as LAPACK's orgqr.
+
+        ``v`` has ones on its diagonal and zeros above, which are taken for granted.
+        """
 
     def sqrt(self, x: Array) -> Array:
         """Square root, entry by entry."""

@@ -128,10 +128,13 @@ def threefry2x32(xp: Any, key: Key, x0: Array, x1: Array) -> tuple[Array, Array]
     x1 = xp.wrap(x1 + schedule[1])
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
-            x0 = xp.wrap(x0 + x1)
-            x1 = xp.rotate_left(x1, rotation) ^ x0
-        x0 = xp.wrap(x0 + schedule[(group + 1) % 3])
-        x1 = xp.wrap(x1 + ((schedule[(group + 2) % 3] + group + 1) & _MASK))
+            x0 += x1
+            x0 = xp.wrap(x0)
+            x1 = xp.rotate_left(x1, rotation)
+            x1 ^= x0
+        x0 += schedule[(group + 1) % 3]
+        x1 += (schedule[(group + 2) % 3] + group + 1) & _MASK
+        x0, x1 = xp.wrap(x0), xp.wrap(x1)
     return x0, x1
 
 
@@ -159,11 +162,17 @@ def normals(
     """
     a, b = threefry2x32(xp, key, *xp.counters(rows, columns, stride))
     if dtype == "float64":
-        k = xp.to_float64(a) * 2.0**20 + xp.to_float64(xp.shift_right(b, 12))
-        u = k * 2.0**-51 - (1 - 2.0**-53)
+        k, bits = xp.to_float64(a), 53
+        k *= 2.0**20
+        k += xp.to_float64(xp.shift_right(b, 12))
     else:
-        u = xp.to_float64(xp.shift_right(a ^ b, 9)) * 2.0**-22 - (1 - 2.0**-24)
-    return xp.cast(xp.erfinv(u) * math.sqrt(2), dtype)
+        a ^= b
+        k, bits = xp.to_float64(xp.shift_right(a, 9)), 24
+    k *= 2.0 ** (2 - bits)
+    k -= 1 - 2.0**-bits
+    g = xp.erfinv(k)
+    g *= math.sqrt(2)
+    return xp.cast(g, dtype)
 
 
 def block_key(key: Key, block: int | None) -> Key:

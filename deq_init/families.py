@@ -159,7 +159,7 @@ def orthogonal(xp: MatrixPrimitives, g: Normals, determinant: int | None = None)
     xp : MatrixPrimitives
         The backend's linear algebra.
     g : array or Normals, shape (m, n), float32 or float64
-        Standard normals.
+        Standard normals; an array that can be written to is used up.
     determinant : {1, -1}, optional
         For square matrices: the last column takes the sign that gives this determinant, which
         makes the law Haar on that component of O(n).
@@ -184,10 +184,8 @@ def orthogonal(xp: MatrixPrimitives, g: Normals, determinant: int | None = None)
         flip = xp.product(columns_sign) * (determinant * (-1) ** n)
         last = xp.eye_like(columns_sign, n, n)[n - 1]
         columns_sign = columns_sign * (1 + last * (flip - 1))
-    if xp.mutable:
-        q *= columns_sign
-        return q
-    return q * columns_sign
+    q *= columns_sign
+    return q
 
 
 @dataclass(frozen=True)
@@ -232,6 +230,9 @@ def _accumulate(xp: MatrixPrimitives, g: Normals) -> tuple[Array, Array]:
 def _accumulate_in_place(xp: MatrixPrimitives, g: Normals) -> tuple[Array, Array]:
     """Return what :func:`_accumulate` does; beside the result, it needs a few panels of memory."""
     m, n = g.shape
+    if n <= xp.lapack_up_to:
+        _, d, length, x, sign = _reflections(xp, g[:, :])
+        return xp.householder_product(x / d, -d * sign / length), sign
     q: Array = None
     signs: list[Array] = []
     for start in reversed(range(0, n, _PANEL)):
@@ -241,12 +242,12 @@ def _accumulate_in_place(xp: MatrixPrimitives, g: Normals) -> tuple[Array, Array
         signs.insert(0, sign)
         if q is None:
             q = xp.empty_like(v, m, n)
-        tv = xp.solve_upper(inverse_t, xp.eye_like(v, width, width)) @ xp.transpose(v)
-        q[start:, start:stop] = xp.eye_like(v, m - start, width) - v @ tv[:, :width]
+        tv = xp.solve_upper(inverse_t, -xp.eye_like(v, width, width)) @ xp.transpose(v)
+        q[start:, start:stop] = xp.add_diagonal(v @ tv[:, :width], 1.0)
         if stop < n:
             w = tv[:, width:] @ q[stop:, stop:]
-            q[start:stop, stop:] = -(v[:width] @ w)
-            xp.subtract_product(q[stop:, stop:], v[width:], w)
+            q[start:stop, stop:] = v[:width] @ w
+            xp.add_product(q[stop:, stop:], v[width:], w)
     return q, xp.concatenate(signs, 0)
 
 
@@ -262,17 +263,35 @@ def _panel(xp: MatrixPrimitives, x: Array) -> tuple[Array, Array, Array]:
     columns_sign : array, shape (b,)
         -s_k.
     """
+    first, d, length, x, columns_sign = _reflections(xp, x)
+    v = xp.add_diagonal(x, d - first)
+    v /= xp.sqrt(-length * d * columns_sign)
+    gram = xp.triu(xp.transpose(v) @ v, 1)
+    inverse_t = xp.add_diagonal(gram, xp.column_lengths(v) ** 2 / 2)
+    return v, inverse_t, columns_sign
+
+
+def _reflections(xp: MatrixPrimitives, x: Array) -> tuple[Array, ...]:
+    """Return what both forms of a panel's reflections are made of, columns x of normals.
+
+    Returns
+    -------
+    first, d, length : arrays, shape (b,)
+        The first entry of each x_k; d = first + s_k |x_k|, which replaces it in the vector that
+        H_k reflects along; and |x_k|. For x_k = 0, values that make it e_k.
+    x : array, shape (m, b)
+        The columns, zero above the diagonal.
+    columns_sign : array, shape (b,)
+        -s_k.
+    """
     x = xp.tril(x)
     first = xp.diagonal(x)
     length = xp.column_lengths(x)
-    sign = xp.where(first < 0, -1.0, first * 0 + 1.0)
+    columns_sign = xp.where(first < 0, 1.0, first * 0 - 1.0)
     empty = length == 0
-    squared = xp.where(empty, 1.0, length * (length + first * sign))
-    shift = xp.where(empty, math.sqrt(2), sign * length)
-    v = (x + xp.eye_like(x, *x.shape) * shift) / xp.sqrt(squared)
-    gram = xp.triu(xp.transpose(v) @ v, 1)
-    inverse_t = gram + xp.eye_like(gram, *gram.shape) * (xp.column_lengths(v) ** 2 / 2)
-    return v, inverse_t, -sign
+    d = xp.where(empty, 1.0, first - columns_sign * length)
+    length = xp.where(empty, 0.5, length)
+    return first, d, length, x, columns_sign
 
 
 FAMILIES = {
@@ -390,10 +409,10 @@ class Plan:
             factor = value * self.family.unit(self.fan_in)
         else:
             factor = value / scales.measure(xp, w, kind, symmetry=self.family.symmetry)
-        if xp.mutable:
-            w *= factor
+        if isinstance(factor, float) and factor == 1:
             return w
-        return w * factor
+        w *= factor
+        return w
 
 
 def plan(

@@ -153,10 +153,10 @@ def test_torch_tensor_is_as_it_was_after_a_fault_half_way(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(torch.linalg, "solve_triangular", fault)
-    w = torch.full((100, 100), 7.0)
+    w = torch.full((300, 300), 7.0)
     with pytest.raises(MemoryError):
         deq_init.torch.orthogonal_(w)
-    assert torch.equal(w, torch.full((100, 100), 7.0))
+    assert torch.equal(w, torch.full((300, 300), 7.0))
 
 
 @pytest.mark.parametrize("fill", [0.0, 1e-42, np.nan, np.inf])

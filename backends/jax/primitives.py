@@ -14,6 +14,7 @@ class Primitives:
     """JAX arrays."""
 
     mutable = False
+    lapack_up_to = 0
 
     def reshape(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Another shape."""
@@ -43,7 +44,15 @@ class Primitives:
         """Not called: arrays cannot be written to."""
         raise NotImplementedError
 
-    def subtract_product(self, c: jax.Array, a: jax.Array, b: jax.Array) -> None:
+    def add_product(self, c: jax.Array, a: jax.Array, b: jax.Array) -> None:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
+    def add_diagonal(self, x: jax.Array, d: Any) -> jax.Array:
+        """A new array with d added to the diagonal."""
+        return x + self.eye_like(x, x.shape[0], x.shape[1]) * d
+
+    def householder_product(self, v: jax.Array, tau: jax.Array) -> jax.Array:
         """Not called: arrays cannot be written to."""
         raise NotImplementedError
 

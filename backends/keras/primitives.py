@@ -18,6 +18,7 @@ class Primitives:
     """Tensors of the Keras backend in use, traced ones included."""
 
     mutable = False
+    lapack_up_to = 0
 
     def reshape(self, x: Any, shape: tuple[int, ...]) -> Any:
         """Another shape."""
@@ -47,7 +48,15 @@ class Primitives:
         """Not called: arrays cannot be written to."""
         raise NotImplementedError
 
-    def subtract_product(self, c: Any, a: Any, b: Any) -> None:
+    def add_product(self, c: Any, a: Any, b: Any) -> None:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
+    def add_diagonal(self, x: Any, d: Any) -> Any:
+        """A new array with d added to the diagonal."""
+        return x + self.eye_like(x, x.shape[0], x.shape[1]) * d
+
+    def householder_product(self, v: Any, tau: Any) -> Any:
         """Not called: arrays cannot be written to."""
         raise NotImplementedError
 

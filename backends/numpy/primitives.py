@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from deq_init import draws, families
 from deq_init.errors import missing_framework
 
-_CHUNK = 1 << 14  # normals drawn at once: their words stay in the cache
+_CHUNK = 1 << 15  # normals drawn at once: their words stay in the cache
 _PARALLEL = 1 << 16  # normals from which on threads pay
 _ROWS = 256
 
@@ -50,6 +50,7 @@ class Primitives:
     """NumPy arrays; words are ``uint32``."""
 
     mutable = True
+    lapack_up_to = 128  # SciPy's LAPACK and NumPy's products disturb each other's threads
 
     def counters(self, rows: range, columns: range, stride: int) -> tuple[Any, Any]:
         """High and low words of i · stride + j."""
@@ -64,7 +65,10 @@ class Primitives:
 
     def rotate_left(self, words: Any, bits: int) -> Any:
         """Words rotated left."""
-        return (words << bits) | (words >> (32 - bits))
+        high = words >> (32 - bits)
+        words <<= bits
+        words |= high
+        return words
 
     def shift_right(self, words: Any, bits: int) -> Any:
         """Words shifted right."""
@@ -76,7 +80,7 @@ class Primitives:
 
     def erfinv(self, x: Any) -> Any:
         """Inverse error function."""
-        return scipy.special.erfinv(x)
+        return scipy.special.erfinv(x, out=x)
 
     def cast(self, x: Any, dtype: str) -> Any:
         """The array in another dtype."""
@@ -91,8 +95,10 @@ class Primitives:
         return x.T
 
     def tril(self, x: Any) -> Any:
-        """Lower triangle."""
-        return np.tril(x)
+        """Lower triangle: only the rows up to the last column's change."""
+        head = x[: x.shape[1]]
+        head[...] = np.tril(head)
+        return x
 
     def triu(self, x: Any, k: int = 0) -> Any:
         """Upper triangle."""
@@ -100,7 +106,7 @@ class Primitives:
 
     def diagonal(self, x: Any) -> Any:
         """Main diagonal."""
-        return np.diagonal(x)
+        return np.diagonal(x).copy()
 
     def eye_like(self, x: Any, rows: int, columns: int) -> Any:
         """Ones on the diagonal."""
@@ -110,10 +116,20 @@ class Primitives:
         """Any entries."""
         return np.empty((rows, columns), dtype=x.dtype)
 
-    def subtract_product(self, c: Any, a: Any, b: Any) -> None:
-        """Subtract a @ b in place, by rows that fit the cache: NumPy's product cannot add."""
+    def add_product(self, c: Any, a: Any, b: Any) -> None:
+        """Add a @ b in place, by rows that fit the cache: NumPy's product cannot add."""
         for start in range(0, len(c), _ROWS):
-            c[start : start + _ROWS] -= a[start : start + _ROWS] @ b
+            c[start : start + _ROWS] += a[start : start + _ROWS] @ b
+
+    def add_diagonal(self, x: Any, d: Any) -> Any:
+        """Add to the diagonal, in place."""
+        np.einsum("ii->i", x[: x.shape[1], : x.shape[0]])[...] += d
+        return x
+
+    def householder_product(self, v: Any, tau: Any) -> Any:
+        """Orthonormal columns of a product of reflections, by LAPACK's orgqr."""
+        (orgqr,) = scipy.linalg.get_lapack_funcs(("orgqr",), (v,))
+        return np.ascontiguousarray(orgqr(np.asfortranarray(v), tau, lwork=_ROWS * len(tau))[0])
 
     def sqrt(self, x: Any) -> Any:
         """Square root."""

@@ -19,6 +19,7 @@ class Primitives:
     """PyTorch tensors on one device; words are ``int64``, cut back to 32 bits."""
 
     mutable = True
+    lapack_up_to = 256
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -63,8 +64,9 @@ class Primitives:
         return x.T
 
     def tril(self, x: Tensor) -> Tensor:
-        """Lower triangle."""
-        return torch.tril(x)
+        """Lower triangle: only the rows up to the last column's change."""
+        x[: x.shape[1]].tril_()
+        return x
 
     def triu(self, x: Tensor, k: int = 0) -> Tensor:
         """Upper triangle."""
@@ -72,7 +74,7 @@ class Primitives:
 
     def diagonal(self, x: Tensor) -> Tensor:
         """Main diagonal."""
-        return torch.diagonal(x)
+        return torch.diagonal(x).clone()
 
     def eye_like(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """Ones on the diagonal."""
@@ -82,9 +84,18 @@ class Primitives:
         """Any entries."""
         return x.new_empty((rows, columns))
 
-    def subtract_product(self, c: Tensor, a: Tensor, b: Tensor) -> None:
-        """Subtract a @ b in place."""
-        c.addmm_(a, b, alpha=-1)
+    def add_product(self, c: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add a @ b in place."""
+        c.addmm_(a, b)
+
+    def add_diagonal(self, x: Tensor, d: Tensor | float) -> Tensor:
+        """Add to the diagonal, in place."""
+        x.diagonal().add_(d)
+        return x
+
+    def householder_product(self, v: Tensor, tau: Tensor) -> Tensor:
+        """Orthonormal columns of a product of reflections."""
+        return torch.linalg.householder_product(v, tau)
 
     def sqrt(self, x: Tensor) -> Tensor:
         """Square root."""
