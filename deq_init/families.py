@@ -209,7 +209,7 @@ class Transposed:
 def _accumulate(xp: MatrixPrimitives, g: Normals) -> tuple[Array, Array]:
     """Return H_0 ... H_{n-1} E and the signs of its columns, without writing to arrays."""
     m, n = g.shape
-    panel = max(32, math.ceil(n / 8))
+    panel = max(128, math.ceil(n / 4))
     q: Array = None
     signs: list[Array] = []
     for start in reversed(range(0, n, panel)):

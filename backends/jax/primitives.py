@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,8 +96,9 @@ xp = Primitives()
 
 
 def _column_lengths(x: jax.Array) -> jax.Array:
-    """Return column lengths, summed in groups of rows: float64 may not be there to sum in."""
-    m, n = x.shape
-    groups = max(1, math.isqrt(m))
-    padded = jnp.pad(x * x, ((0, -m % groups), (0, 0)))
-    return jnp.sqrt(padded.reshape(groups, -1, n).sum(axis=1).sum(axis=0))
+    """Return column lengths, summed by eights again and again: float64 may not be there."""
+    squares = x * x
+    while squares.shape[0] > 1:
+        padded = jnp.pad(squares, ((0, -squares.shape[0] % 8), (0, 0)))
+        squares = padded.reshape(-1, 8, x.shape[1]).sum(axis=1)
+    return jnp.sqrt(squares[0])

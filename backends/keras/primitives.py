@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -98,11 +97,14 @@ class Primitives:
 
 
 def _column_lengths(x: Any) -> Any:
-    """Return column lengths, summed in groups of rows: float64 may not be there to sum in."""
-    m, n = x.shape
-    groups = max(1, math.isqrt(m))
-    padded = ops.pad(x * x, ((0, -m % groups), (0, 0)))
-    return ops.sqrt(ops.sum(ops.sum(ops.reshape(padded, (groups, -1, n)), axis=1), axis=0))
+    """Return column lengths, summed in float64, or by eights where that may not be there."""
+    if keras.backend.backend() != "jax":
+        return ops.cast(ops.sqrt(ops.sum(ops.square(_widest(x)), axis=0)), x.dtype)
+    squares = x * x
+    while squares.shape[0] > 1:
+        padded = ops.pad(squares, ((0, -squares.shape[0] % 8), (0, 0)))
+        squares = ops.sum(ops.reshape(padded, (-1, 8, x.shape[1])), axis=1)
+    return ops.sqrt(squares[0])
 
 
 def _widest(w: Any) -> Any:
