@@ -20,6 +20,7 @@ FRAMEWORKS = ("torch", "jax", "keras", "tensorflow", "matplotlib", "sklearn")
 MODULES = [
     "deq_init.draws",
     "deq_init.families",
+    "deq_init.plan",
     "deq_init.scale",
     "deq_init.theory",
     "deq_init.experiments.report",

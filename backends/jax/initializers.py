@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from deq_init import families, scale
+from deq_init import plan as plans
+from deq_init import scale
 from deq_init.jax import primitives
 
 
@@ -179,8 +180,8 @@ def rescale(
     """
     target = scale.resolve_target(spectral_norm, spectral_radius)
     w = jnp.asarray(w)
-    compute = families.compute_dtype(w.dtype.name)
-    rows, columns = families.matrix_shape(w.shape, "in_out")
+    compute = plans.compute_dtype(w.dtype.name)
+    rows, columns = plans.matrix_shape(w.shape, "in_out")
     scale.require_square(target.kind, rows, columns)
     if 0 in w.shape:
         return w
@@ -208,10 +209,10 @@ def _initializer(
         try:
             resolved = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
         except TypeError:
-            families.compute_dtype(dtype)
+            plans.compute_dtype(dtype)
             raise
-        compute = families.compute_dtype(resolved.name)
-        plan = families.plan(family, shape, "in_out", target, blocks, determinant)
+        compute = plans.compute_dtype(resolved.name)
+        plan = plans.plan(family, shape, "in_out", target, blocks, determinant)
         w = _sample(plan.with_value(1.0), compute, key, target.value).astype(resolved)
         return w if out_sharding is None else jax.sharding.reshard(w, out_sharding)
 
@@ -219,7 +220,7 @@ def _initializer(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _sample(plan: families.Plan, dtype: str, key: jax.Array, value: float) -> jax.Array:
+def _sample(plan: plans.Plan, dtype: str, key: jax.Array, value: float) -> jax.Array:
     """Return an array; the scale's value is traced, so that a new one does not compile again."""
 
     def normals(block: int | None) -> jax.Array:

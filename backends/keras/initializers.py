@@ -9,7 +9,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from deq_init import draws, families, scale
+from deq_init import draws, scale
+from deq_init import plan as plans
 from deq_init.keras import primitives
 
 
@@ -48,8 +49,8 @@ class _Sampled(keras.Initializer):  # type: ignore[misc]
             resolved = keras.backend.standardize_dtype(dtype or keras.config.floatx())
         except ValueError:
             resolved = dtype
-        compute = families.compute_dtype(resolved)
-        plan = families.plan(
+        compute = plans.compute_dtype(resolved)
+        plan = plans.plan(
             self._family, shape, "in_out", self._target, self.blocks, self.determinant
         )
         return ops.cast(primitives.sample(plan, self.seed, compute), resolved)

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from deq_init import draws, families
+from deq_init import draws
+from deq_init import plan as plans
 from deq_init.numpy import primitives as numpy_primitives
 
 
@@ -115,12 +116,12 @@ def _widest(w: Any) -> Any:
 xp = Primitives()
 
 
-def sample(plan: families.Plan, seed: Any, dtype: str) -> Any:
+def sample(plan: plans.Plan, seed: Any, dtype: str) -> Any:
     """Return the array of a plan, in the dtype that it is sampled in.
 
     Parameters
     ----------
-    plan : deq_init.families.Plan
+    plan : deq_init.plan.Plan
         The request.
     seed : int or keras.random.SeedGenerator
         An integer means the same normals in every backend, see :mod:`deq_init.draws`; a seed
@@ -148,7 +149,7 @@ def _normals(seed: Any, shape: tuple[int, int], dtype: str, block: int | None) -
     return ops.convert_to_tensor(field[:, :], dtype)
 
 
-def _realize(plan: families.Plan, fields: list[Any], value: Any) -> Any:
+def _realize(plan: plans.Plan, fields: list[Any], value: Any) -> Any:
     """Return the array of these normals, with the scale's value given apart."""
     with _full_precision():
         return plan.with_value(value).sample(xp, lambda block: fields[block or 0])

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from deq_init import draws, families, scale
+from deq_init import draws, scale
+from deq_init import plan as plans
 from deq_init.numpy import primitives
 
 
@@ -175,8 +176,8 @@ def rescale(
     """
     target = scale.resolve_target(spectral_norm, spectral_radius)
     w = np.asarray(w)
-    compute = families.compute_dtype(w.dtype.name)
-    rows, columns = families.matrix_shape(w.shape, "out_in")
+    compute = plans.compute_dtype(w.dtype.name)
+    rows, columns = plans.matrix_shape(w.shape, "out_in")
     scale.require_square(target.kind, rows, columns)
     matrix = w.astype(compute).reshape(rows, columns)
     if 0 in w.shape:
@@ -197,8 +198,8 @@ def _sample(
     dtype: DTypeLike,
 ) -> NDArray[Any]:
     resolved = primitives.resolve_dtype(dtype)
-    plan = families.plan(family, shape, "out_in", target, blocks, determinant)
-    compute = families.compute_dtype(resolved.name)
+    plan = plans.plan(family, shape, "out_in", target, blocks, determinant)
+    compute = plans.compute_dtype(resolved.name)
     source = seed if isinstance(seed, np.random.Generator) else draws.key_from_seed(seed)
     size = (plan.rows, plan.columns)
     w = plan.sample(primitives.xp, lambda block: primitives.normals(source, size, compute, block))

@@ -13,7 +13,8 @@ import scipy.linalg
 import scipy.special
 from numpy.typing import NDArray
 
-from deq_init import draws, families
+from deq_init import draws
+from deq_init import plan as plans
 from deq_init.errors import missing_framework
 
 _CHUNK = 1 << 15  # normals drawn at once: their words stay in the cache
@@ -40,9 +41,9 @@ def resolve_dtype(dtype: Any) -> np.dtype[Any]:
     try:
         resolved = np.dtype(dtype)
     except TypeError:
-        families.compute_dtype(dtype)
+        plans.compute_dtype(dtype)
         raise
-    families.compute_dtype(resolved.name)
+    plans.compute_dtype(resolved.name)
     return resolved
 
 

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from deq_init import draws, families, scale
+from deq_init import draws, scale
+from deq_init import plan as plans
 from deq_init.errors import DTypeError, SeedError
 from deq_init.torch import primitives
 
@@ -181,8 +182,8 @@ def rescale_(
             [0.0000, 0.3000]])
     """
     target = scale.resolve_target(spectral_norm, spectral_radius)
-    compute = getattr(torch, families.compute_dtype(_dtype_name(w)))
-    rows, columns = families.matrix_shape(w.shape, "out_in")
+    compute = getattr(torch, plans.compute_dtype(_dtype_name(w)))
+    rows, columns = plans.matrix_shape(w.shape, "out_in")
     scale.require_square(target.kind, rows, columns)
     if w.is_meta or w.numel() == 0:
         return w
@@ -203,8 +204,8 @@ def _fill(
     seed: int | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    compute = families.compute_dtype(_dtype_name(w))
-    plan = families.plan(family, w.shape, "out_in", target, blocks, determinant)
+    compute = plans.compute_dtype(_dtype_name(w))
+    plan = plans.plan(family, w.shape, "out_in", target, blocks, determinant)
     if seed is not None and generator is not None:
         raise SeedError(
             f"expected a seed or a generator, received both: seed={seed!r} and {generator!r}. "
