@@ -140,7 +140,7 @@ def orthogonal(xp: MatrixPrimitives, g: Normals, determinant: int | None = None)
     :math:`I - V T V^T` with :math:`T^{-1} + T^{-T} = V^T V`, where nearly all work is matrix
     products: about 4/3 n³ flops for a square matrix. The diagonal of :math:`V^T V` is summed more
     accurately than a matrix product would: it decides the orthogonality error, which in float32
-    is about 4e-7 instead of 2.5e-6 at n = 2048.
+    is below 1e-6 instead of 2.5e-6 at n = 2048 (NumPy, PyTorch).
 
     Parameters
     ----------
@@ -170,8 +170,7 @@ def orthogonal(xp: MatrixPrimitives, g: Normals, determinant: int | None = None)
     if determinant is not None:
         # (-1)**n times the product of all signs is the determinant of Q as it stands.
         flip = xp.product(columns_sign) * (determinant * (-1) ** n)
-        last = xp.eye_like(columns_sign, n, n)[n - 1]
-        columns_sign = columns_sign * (1 + last * (flip - 1))
+        columns_sign = xp.concatenate([columns_sign[:-1], columns_sign[-1:] * flip], 0)
     q *= columns_sign
     return q
 
