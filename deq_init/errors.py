@@ -34,6 +34,10 @@ class SeedError(DeqInitError, ValueError):
     """A seed that is no integer in [0, 2**64), or a seed beside a generator."""
 
 
+class SelectionError(DeqInitError, ValueError):
+    """A choice of weights that names none, or none that exists."""
+
+
 class DataError(DeqInitError, RuntimeError):
     """A data set that could not be found, fetched or read."""
 

@@ -1,0 +1,289 @@
+"""Which weights of a whole model to initialize, how, and the summary of what was done.
+
+The adapters list a model's weights by name; what is chosen, checked and reported is decided here,
+before any of them is changed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from deq_init import draws, families, scale
+from deq_init import plan as plans
+from deq_init.errors import DeqInitError, DTypeError, SelectionError, ShapeError
+
+Where = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | Callable[[str, Any], bool] | None
+"""Name patterns, a mapping from patterns to options of their own, a predicate, or None."""
+
+_SCALES = ("gain", "spectral_norm", "spectral_radius")
+_OPTIONS = ("family", *_SCALES, "blocks", "determinant")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of a model, as an adapter lists it.
+
+    Attributes
+    ----------
+    name : str
+        Its full name in the model.
+    shape : tuple of int
+        Its shape.
+    dtype : str
+        Name of its dtype.
+    value : object
+        The framework's own object, for predicates.
+    special : str
+        Why it is left alone unless it is asked for by name, e.g. "embedding"; "" if it is not.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    value: Any
+    special: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to do with one weight: a plan, or None to leave it alone, and a note that says why."""
+
+    weight: Weight
+    plan: plans.Plan | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of a summary.
+
+    Attributes
+    ----------
+    name : str
+        The weight's name.
+    shape : tuple of int
+        Its shape.
+    dtype : str
+        Name of its dtype.
+    action : {"set", "left"}
+        Whether it was initialized.
+    note : str
+        With what, or why not.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    action: Literal["set", "left"]
+    note: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was set and what was left alone, in the order of the model's weights.
+
+    Examples
+    --------
+    >>> print(Summary((Entry("w", (4, 4), "float32", "set", "goe, gain 0.4"),
+    ...                Entry("b", (4,), "float32", "left", "fewer than two axes"))))
+    weight  shape   dtype    action  note
+    w       (4, 4)  float32  set     goe, gain 0.4
+    b       (4,)    float32  left    fewer than two axes
+    1 weight set, 1 left alone
+    """
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the weights that were set."""
+        return tuple(entry.name for entry in self.entries if entry.action == "set")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain data, JSON-serialisable."""
+        return {"entries": [{**vars(entry), "shape": list(entry.shape)} for entry in self.entries]}
+
+    def __str__(self) -> str:
+        rows = [("weight", "shape", "dtype", "action", "note")]
+        rows += [(e.name, str(e.shape), e.dtype, e.action, e.note) for e in self.entries]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        count = len(self.names)
+        total = f"{count} weight{'s' * (count != 1)} set, {len(self.entries) - count} left alone"
+        return "\n".join([*lines, total])
+
+
+def requests(
+    weights: Sequence[Weight], layout: plans.Layout, where: Where, options: Mapping[str, Any]
+) -> list[Request]:
+    """Return what to do with each weight: everything is checked before any is changed.
+
+    Parameters
+    ----------
+    weights : sequence of Weight
+        All weights of the model.
+    layout : {"out_in", "in_out"}
+        How the framework's arrays hold W, see :mod:`deq_init.plan`.
+    where : str, sequence of str, mapping, callable or None
+        Shell patterns (``*``, ``?``, ``[...]``) that full names are matched against; or a mapping
+        from patterns to options that differ for them, where the first match counts; or
+        ``where(name, weight) -> bool``. None takes every weight that the family can be, other
+        than special ones.
+    options : mapping
+        ``family``, ``gain``, ``spectral_norm``, ``spectral_radius``, ``blocks``, ``determinant``.
+
+    Raises
+    ------
+    SelectionError
+        If nothing is selected, or a pattern matches no name.
+    FamilyError, ShapeError, ScaleError, DTypeError
+        For a weight that was selected and cannot be what was asked for, with its name.
+    """
+    choose = _chooser([weight.name for weight in weights], where)
+    default = {"gain": scale.UNIT_GAIN, **options}
+    families.get(default["family"])
+    scale.resolve(*(default.get(kind) for kind in _SCALES))
+    lenient = where is None
+    result = [_request(weight, layout, choose(weight), default, lenient) for weight in weights]
+    if not any(request.plan for request in result):
+        reasons = "; ".join(f"{r.weight.name} {r.weight.shape}: {r.note}" for r in result[:5])
+        raise SelectionError(
+            f"expected a model with a weight to initialize, received one of {len(result)} weights "
+            f"of which none was selected{f' ({reasons})' * bool(reasons)}. "
+            "Pass where= with the names of those that are meant."
+        )
+    return result
+
+
+def seed_of(seed: int, name: str) -> int:
+    """Return the seed of one weight of a model: its name's CRC-32 folded into the model's seed.
+
+    It does not depend on the other weights, nor on their order.
+
+    Parameters
+    ----------
+    seed : int
+        The model's seed, in [0, 2**64).
+    name : str
+        The weight's full name.
+    """
+    high, low = draws.fold_in(draws.key_from_seed(seed), zlib.crc32(name.encode()))
+    return high << 32 | low
+
+
+def summarize(result: Sequence[Request]) -> Summary:
+    """Return the summary of requests that were met."""
+    return Summary(
+        tuple(
+            Entry(
+                r.weight.name,
+                r.weight.shape,
+                r.weight.dtype,
+                "left" if r.plan is None else "set",
+                r.note,
+            )
+            for r in result
+        )
+    )
+
+
+def _chooser(names: Sequence[str], where: Where) -> Callable[[Weight], Mapping[str, Any] | None]:
+    """Return a function from a weight to its own options, or to None if it is not selected."""
+    if where is None:
+        return lambda weight: None if weight.special else {}
+    if callable(where):
+        return lambda weight: {} if where(weight.name, weight.value) else None
+    patterns = _patterns(names, where)
+
+    def choose(weight: Weight) -> Mapping[str, Any] | None:
+        matches = (own for pattern, own in patterns.items() if fnmatchcase(weight.name, pattern))
+        return next(matches, None)
+
+    return choose
+
+
+def _patterns(names: Sequence[str], where: Any) -> Mapping[str, Mapping[str, Any]]:
+    """Return patterns and their options, each of which matches a name."""
+    patterns = where
+    if isinstance(where, str):
+        patterns = {where: {}}
+    elif isinstance(where, (list, tuple, set, frozenset)):
+        patterns = {pattern: {} for pattern in where}
+    if not isinstance(patterns, Mapping) or not all(
+        isinstance(pattern, str) and isinstance(own, Mapping) for pattern, own in patterns.items()
+    ):
+        raise SelectionError(
+            "expected where as name patterns, a mapping from patterns to options, or a function "
+            f"of name and weight, received {where!r}. Pass e.g. where='*.recurrent.weight'."
+        )
+    for pattern, own in patterns.items():
+        unknown = sorted(set(own) - set(_OPTIONS))
+        if unknown:
+            raise SelectionError(
+                f"expected options out of {', '.join(_OPTIONS)} for {pattern!r}, received "
+                f"{', '.join(map(repr, unknown))}. Leave out the others."
+            )
+        if not any(fnmatchcase(name, pattern) for name in names):
+            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or list(names[:3])
+            raise SelectionError(
+                f"expected a pattern that matches the name of a weight, received {pattern!r}. "
+                f"Names here are like {', '.join(map(repr, close))}; * stands for any characters."
+            )
+    return patterns
+
+
+def _request(
+    weight: Weight,
+    layout: plans.Layout,
+    own: Mapping[str, Any] | None,
+    default: Mapping[str, Any],
+    lenient: bool,
+) -> Request:
+    """Return what to do with one weight; ``lenient`` leaves one alone that the family cannot be."""
+    if own is None:
+        return Request(weight, None, weight.special if lenient else "not selected")
+    options = dict(default)
+    if any(kind in own for kind in _SCALES):
+        for kind in _SCALES:
+            options.pop(kind, None)
+    options.update(own)
+    try:
+        target = scale.resolve(*(options.get(kind) for kind in _SCALES))
+        plans.compute_dtype(weight.dtype)
+        plan = plans.plan(
+            options["family"],
+            weight.shape,
+            layout,
+            target,
+            options.get("blocks"),
+            options.get("determinant"),
+        )
+    except (ShapeError, DTypeError) as error:
+        if lenient:
+            return Request(weight, None, _reason(weight, error))
+        raise type(error)(f"{weight.name}: {error}") from None
+    except DeqInitError as error:
+        raise type(error)(f"{weight.name}: {error}") from None
+    note = f"{plan.family.name}, {target.kind.replace('_', ' ')} {target.value:g}"
+    if plan.blocks is not None:
+        note += f", {plan.blocks} blocks along axis {plan.axis}"
+    if plan.determinant is not None:
+        note += f", determinant {plan.determinant}"
+    return Request(weight, plan, note)
+
+
+def _reason(weight: Weight, error: DeqInitError) -> str:
+    """Say in a few words why a weight was left alone."""
+    if isinstance(error, DTypeError):
+        return "not a real floating dtype"
+    if len(weight.shape) < 2:
+        return "fewer than two axes"
+    return "not a shape that the family or scale is defined for"
