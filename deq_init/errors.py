@@ -38,6 +38,10 @@ class SelectionError(DeqInitError, ValueError):
     """A choice of weights that names none, or none that exists."""
 
 
+class WeightError(DeqInitError, ValueError):
+    """A tensor that cannot be written to as a weight: computed from others, or a partial sum."""
+
+
 class DataError(DeqInitError, RuntimeError):
     """A data set that could not be found, fetched or read."""
 

@@ -65,6 +65,16 @@ class Plan:
     scale: scales.Scale
     determinant: int | None
 
+    @property
+    def entrywise(self) -> bool:
+        """Whether each entry is a known multiple of one normal, which can be drawn on its own."""
+        return self.scale.kind == "gain" and not self.family.isometric
+
+    @property
+    def factor(self) -> Any:
+        """What the transformed normals are multiplied by, where that is known before drawing."""
+        return self.scale.value * self.family.unit(self.fan_in)
+
     def with_value(self, value: Any) -> Plan:
         """Return the same plan with another value of its scale, which may be a scalar array."""
         return replace(self, scale=replace(self.scale, value=value))
@@ -102,7 +112,7 @@ class Plan:
             w = self.family.transform(xp, g)
         kind, value = self.scale.kind, self.scale.value
         if kind == "gain" or self.family.isometric:
-            factor = value * self.family.unit(self.fan_in)
+            factor = self.factor
         else:
             factor = value / scales.measure(xp, w, kind, symmetry=self.family.symmetry)
         if isinstance(factor, float) and factor == 1:

@@ -110,7 +110,7 @@ def require_scale(kind: Kind, value: Any) -> Scale:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if isinstance(value, (bool, np.bool_, str)) or not (math.isfinite(number) and number >= 0):
+    if isinstance(value, (bool, np.bool_, str)) or not 0 <= number < math.inf:
         raise ScaleError(
             f"expected {kind} to be a finite number >= 0, received {value!r}. Typical values lie "
             "between 0.1 and 2; for one that is computed inside jit, initialize at gain 1 and "

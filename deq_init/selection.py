@@ -40,6 +40,8 @@ class Weight:
         The framework's own object, for predicates.
     special : str
         Why it is left alone unless it is asked for by name, e.g. "embedding"; "" if it is not.
+    hint : str
+        What its note shall say if no blocks are asked for, e.g. "fuses 3 matrices: blocks=3".
     """
 
     name: str
@@ -47,6 +49,7 @@ class Weight:
     dtype: str
     value: Any
     special: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,7 @@ def _request(
         for kind in _SCALES:
             options.pop(kind, None)
     options.update(own)
+    hint = f" ({weight.hint})" if weight.hint and options.get("blocks") is None else ""
     try:
         target = scale.resolve(*(options.get(kind) for kind in _SCALES))
         plans.compute_dtype(weight.dtype)
@@ -268,7 +272,7 @@ def _request(
         )
     except (ShapeError, DTypeError) as error:
         if lenient:
-            return Request(weight, None, _reason(weight, error))
+            return Request(weight, None, _reason(weight, error) + hint)
         raise type(error)(f"{weight.name}: {error}") from None
     except DeqInitError as error:
         raise type(error)(f"{weight.name}: {error}") from None
@@ -277,7 +281,7 @@ def _request(
         note += f", {plan.blocks} blocks along axis {plan.axis}"
     if plan.determinant is not None:
         note += f", determinant {plan.determinant}"
-    return Request(weight, plan, note)
+    return Request(weight, plan, note + hint)
 
 
 def _reason(weight: Weight, error: DeqInitError) -> str:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from deq_init import draws, scale
-from deq_init import plan as plans
-from deq_init.errors import DTypeError, SeedError
-from deq_init.torch import primitives
+from deq_init import scale
+from deq_init.torch import filling
 
 
 def random_(
@@ -65,7 +61,7 @@ def random_(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _fill("random", w, target, blocks, None, seed, generator)
+    return filling.fill("random", w, target, blocks, None, seed, generator)
 
 
 def orthogonal_(
@@ -95,7 +91,7 @@ def orthogonal_(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _fill("orthogonal", w, target, blocks, determinant, seed, generator)
+    return filling.fill("orthogonal", w, target, blocks, determinant, seed, generator)
 
 
 def goe_(
@@ -120,7 +116,7 @@ def goe_(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _fill("goe", w, target, blocks, None, seed, generator)
+    return filling.fill("goe", w, target, blocks, None, seed, generator)
 
 
 def antisymmetric_(
@@ -145,10 +141,9 @@ def antisymmetric_(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _fill("antisymmetric", w, target, blocks, None, seed, generator)
+    return filling.fill("antisymmetric", w, target, blocks, None, seed, generator)
 
 
-@torch.no_grad()
 def rescale_(
     w: Tensor,
     *,
@@ -182,52 +177,4 @@ def rescale_(
             [0.0000, 0.3000]])
     """
     target = scale.resolve_target(spectral_norm, spectral_radius)
-    compute = getattr(torch, plans.compute_dtype(_dtype_name(w)))
-    rows, columns = plans.matrix_shape(w.shape, "out_in")
-    scale.require_square(target.kind, rows, columns)
-    if w.is_meta or w.numel() == 0:
-        return w
-    matrix = w.detach().to(compute).reshape(rows, columns)
-    measured = math.nan  # LAPACK does not return on every matrix that is not finite
-    if matrix.isfinite().all():
-        measured = float(scale.measure(primitives.Primitives(w.device), matrix, target.kind))
-    return w.copy_((matrix * scale.factor(target, measured)).reshape(w.shape))
-
-
-@torch.no_grad()
-def _fill(
-    family: str,
-    w: Tensor,
-    target: scale.Scale,
-    blocks: int | tuple[int, int] | None,
-    determinant: int | None,
-    seed: int | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    compute = plans.compute_dtype(_dtype_name(w))
-    plan = plans.plan(family, w.shape, "out_in", target, blocks, determinant)
-    if seed is not None and generator is not None:
-        raise SeedError(
-            f"expected a seed or a generator, received both: seed={seed!r} and {generator!r}. "
-            "Pass the seed for the same matrix in every backend, or the generator for PyTorch's "
-            "own random numbers."
-        )
-    key = None if seed is None else draws.key_from_seed(seed)
-    if w.is_meta:
-        return w
-    size = (plan.rows, plan.columns)
-    with torch.autocast(w.device.type, enabled=False):
-        array = plan.sample(
-            primitives.Primitives(w.device),
-            lambda block: primitives.normals(key, generator, size, compute, w.device, block),
-        )
-    return w.copy_(array)
-
-
-def _dtype_name(w: Tensor) -> str:
-    if not isinstance(w, Tensor):
-        raise DTypeError(
-            f"expected a torch.Tensor, received {type(w).__name__}. "
-            "Pass the weight itself, e.g. layer.weight."
-        )
-    return str(w.dtype).removeprefix("torch.")
+    return filling.rescale(w, target)
