@@ -8,5 +8,6 @@ from deq_init.errors import require
 require("torch", "torch")
 
 from deq_init.torch.initializers import antisymmetric_, goe_, orthogonal_, random_, rescale_  # noqa: E402
+from deq_init.torch.modules import initialize_  # noqa: E402
 
-__all__ = ["antisymmetric_", "goe_", "orthogonal_", "random_", "rescale_"]
+__all__ = ["antisymmetric_", "goe_", "initialize_", "orthogonal_", "random_", "rescale_"]
