@@ -1,8 +1,8 @@
 """A part of an array, sampled on its own: what one device of a sharded array holds.
 
-At a gain, every entry of a random, GOE or antisymmetric matrix is a multiple of one normal, so a part
-costs only its own normals. An orthogonal matrix, and one with a spectral norm or radius, has to be
-known in full: the part is cut out of it. Either way the part equals that of the full array.
+At a gain, every entry of a random, GOE or antisymmetric matrix is a multiple of one normal, so a
+part costs only its own normals. An orthogonal matrix, and one with a spectral norm or radius, has
+to be known in full: the part is cut out of it. Either way the part equals that of the full array.
 """
 
 from __future__ import annotations

@@ -21,11 +21,13 @@ MODULES = [
     "deq_init.draws",
     "deq_init.families",
     "deq_init.plan",
+    "deq_init.regions",
     "deq_init.scale",
     "deq_init.theory",
     "deq_init.experiments.report",
     "deq_init.numpy.initializers",
     "deq_init.torch.initializers",
+    "deq_init.torch.modules",
     "deq_init.jax.initializers",
     "deq_init.keras.initializers",
 ]

@@ -114,8 +114,8 @@ def multiply(w: Tensor, target: scale.Scale) -> None:
     own.copy_(own.to(compute) * scale.factor(target, measured))
 
 
-_write_uncompiled = torch.compiler.disable(write)
-_multiply_uncompiled = torch.compiler.disable(multiply)
+_write_uncompiled = torch.compiler.disable(write)  # type: ignore[no-untyped-call]
+_multiply_uncompiled = torch.compiler.disable(multiply)  # type: ignore[no-untyped-call]
 
 
 @torch.library.custom_op(

@@ -24,8 +24,9 @@ def random_(
     Parameters
     ----------
     w : Tensor, shape (out, in, ...)
-        float16, bfloat16, float32 or float64, on any device; axes after the first are flattened
-        to columns. A meta tensor is left alone, as in ``torch.nn.init``.
+        float16, bfloat16, float32 or float64, on any device, of any strides; axes after the first
+        are flattened to columns. May be a DTensor. A meta tensor is left alone, as in
+        ``torch.nn.init``.
     gain : float, default 1.0
         Square root of the paper's V.
     spectral_norm, spectral_radius : float, optional
@@ -49,10 +50,30 @@ def random_(
     ------
     ShapeError, ScaleError, DTypeError, SeedError
         The tensor is then as it was.
+    WeightError
+        For a weight that is computed from others, as a parametrized one is, and for a DTensor that
+        is partial or a copy of shards.
 
     See Also
     --------
     deq_init.families : the laws and their edges.
+    initialize_ : all weights of a module.
+
+    Notes
+    -----
+    *DTensor.* With a seed, each rank fills its shard with its part of the matrix that the unsharded
+    call gives. At a gain, random, GOE and antisymmetric ones take no communication and no memory
+    beyond the shard. Orthogonal ones, and a spectral norm or radius, are computed in full on every
+    rank, which needs memory for the whole matrix (of each block that the shard meets). Without a
+    seed, all ranks of the mesh have to call: its first rank draws one and broadcasts it.
+
+    *Convolutions.* The weight (out, in/groups, ...) is a matrix of out rows and
+    in/groups · receptive field columns. Only ``blocks=groups`` makes the matrix of each group one
+    of its own; that of a depthwise kernel has as many columns as the kernel has entries. A
+    transposed convolution's weight (in, out/groups, ...) is not such a matrix.
+
+    *torch.compile* takes the call as one step, with ``fullgraph`` too, other than for a generator
+    or a DTensor.
 
     Examples
     --------

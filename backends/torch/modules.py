@@ -49,9 +49,9 @@ def initialize_(
     where : str, sequence of str, mapping or callable, optional
         Which weights: shell patterns that their names in ``module.named_parameters()`` are matched
         against; a mapping from patterns to options that differ for them, e.g.
-        ``{"*.in_proj_weight": {"blocks": 3}, "*.weight": {"family": "goe"}}``, where the first match
-        counts; or ``where(name, parameter) -> bool``. By default every weight of two axes or more
-        that the family is defined for, other than embeddings, normalizations, grouped and
+        ``{"*.in_proj_weight": {"blocks": 3}, "*.weight": {"family": "goe"}}``, where the first
+        match counts; or ``where(name, parameter) -> bool``. By default every weight of two axes or
+        more that the family is defined for, other than embeddings, normalizations, grouped and
         transposed convolutions.
     seed : int, optional
         An integer in [0, 2**64). Every weight has a seed of its own, made of this and its name, so
@@ -203,7 +203,7 @@ def _special(owner: nn.Module, name: str, value: Tensor) -> str:
         groups = getattr(owner, "groups", 1)
         if groups != 1:
             return f"grouped convolution: name it, with blocks={groups}"
-    # Weights that are recomputed before each call: the older weight_norm and spectral_norm, pruning.
+    # The older weight_norm and spectral_norm, and pruning, compute a weight before each call.
     for hook in owner._forward_pre_hooks.values():
         computed = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
         if isinstance(computed, str) and name.startswith(f"{computed}_"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -48,7 +51,8 @@ def parts(w: DTensor) -> list[regions.Runs]:
     """Return the indices that this rank holds, for each axis; all empty outside the mesh."""
     coordinate = w.device_mesh.get_coordinate()
     result: list[regions.Runs] = [[range(length)] if length else [] for length in w.shape]
-    for dim, placement in enumerate(w.placements):
+    placements: Sequence[Any] = w.placements  # the strided Shard has no public type
+    for dim, placement in enumerate(placements):
         if coordinate is None or not _is_shard(placement):
             continue
         axis = placement.dim
@@ -62,12 +66,12 @@ def parts(w: DTensor) -> list[regions.Runs]:
 
 def local(w: DTensor) -> Tensor:
     """Return this rank's own entries, as memory to write to."""
-    return w.detach().to_local()
+    return cast("DTensor", w.detach()).to_local()
 
 
 def full(w: DTensor) -> Tensor:
     """Return the whole tensor, gathered from all ranks of its mesh."""
-    return w.detach().full_tensor()
+    return cast("DTensor", w.detach()).full_tensor()
 
 
 def agreed_key(w: DTensor, generator: torch.Generator | None) -> draws.Key:
@@ -88,7 +92,7 @@ def agreed_key(w: DTensor, generator: torch.Generator | None) -> draws.Key:
     return high, low
 
 
-def _first(mesh: DeviceMesh, coordinate: list[int], dim: int) -> int:
+def _first(mesh: DeviceMesh, coordinate: Sequence[int], dim: int) -> int:
     """Return the global rank that is first along one dimension of the mesh, as seen from here."""
     index = list(coordinate)
     index[dim] = 0
