@@ -12,6 +12,13 @@ from deq_init import plan as plans
 from deq_init.errors import DTypeError, SeedError
 from deq_init.torch import primitives
 
+_NAMES = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
+
 
 def random_(
     w: Tensor,
@@ -215,13 +222,24 @@ def _fill(
     key = None if seed is None else draws.key_from_seed(seed)
     if w.is_meta:
         return w
+    if torch.is_autocast_enabled(w.device.type):
+        with torch.autocast(w.device.type, enabled=False):
+            return w.copy_(_sample(plan, key, generator, compute, w.device))
+    return w.copy_(_sample(plan, key, generator, compute, w.device))
+
+
+def _sample(
+    plan: plans.Plan,
+    key: draws.Key | None,
+    generator: torch.Generator | None,
+    dtype: str,
+    device: torch.device,
+) -> Tensor:
     size = (plan.rows, plan.columns)
-    with torch.autocast(w.device.type, enabled=False):
-        array = plan.sample(
-            primitives.Primitives(w.device),
-            lambda block: primitives.normals(key, generator, size, compute, w.device, block),
-        )
-    return w.copy_(array)
+    return plan.sample(
+        primitives.Primitives(device),
+        lambda block: primitives.normals(key, generator, size, dtype, device, block),
+    )
 
 
 def _dtype_name(w: Tensor) -> str:
@@ -230,4 +248,4 @@ def _dtype_name(w: Tensor) -> str:
             f"expected a torch.Tensor, received {type(w).__name__}. "
             "Pass the weight itself, e.g. layer.weight."
         )
-    return str(w.dtype).removeprefix("torch.")
+    return _NAMES.get(w.dtype) or str(w.dtype).removeprefix("torch.")
