@@ -113,7 +113,7 @@ def antisymmetric(xp: MatrixPrimitives, g: Normals, factor: Any = 1.0) -> Array:
 def _from_upper(
     xp: MatrixPrimitives, g: Normals, symmetry: int, diagonal: float, factor: Any
 ) -> Array:
-    """Return factor · (U + D + symmetry · Uᵀ), with U above the diagonal of g, D a multiple of it."""
+    """Return factor · (U + D + symmetry · Uᵀ): U above the diagonal of g, D a multiple of it."""
 
     def square(block: Array) -> Array:
         above = xp.triu(block, 1)
