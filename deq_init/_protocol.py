@@ -44,7 +44,8 @@ class MatrixPrimitives(Protocol):
     """Linear algebra on float32 or float64 arrays, for :mod:`deq_init.families`.
 
     A backend whose arrays can be written to says so with ``mutable``; only the families' in-place
-    paths then call ``empty_like``, ``add_product`` and ``householder_product``.
+    paths then call ``empty_like``, ``copy``, ``scale_diagonal``, ``product_into``,
+    ``add_product`` and ``householder_product``.
     """
 
     mutable: bool
@@ -61,16 +62,25 @@ class MatrixPrimitives(Protocol):
         """Lower triangle, with the diagonal; ``x`` may be written to."""
 
     def triu(self, x: Array, k: int = 0) -> Array:
-        """Upper triangle, from diagonal ``k`` up."""
+        """Upper triangle, from diagonal ``k`` up; ``x`` may be written to."""
 
     def diagonal(self, x: Array) -> Array:
-        """Main diagonal of a matrix, shape (min(m, n),)."""
+        """Main diagonal of a matrix, shape (min(m, n),), which may be a view."""
 
     def eye_like(self, x: Array, rows: int, columns: int) -> Array:
         """Ones on the main diagonal, zeros elsewhere; dtype and device of ``x``."""
 
     def empty_like(self, x: Array, rows: int, columns: int) -> Array:
         """An array with any entries; dtype and device of ``x``."""
+
+    def copy(self, x: Array) -> Array:
+        """A copy, rows first."""
+
+    def scale_diagonal(self, x: Array, factor: float) -> None:
+        """Multiply the main diagonal of x, in place."""
+
+    def product_into(self, c: Array, a: Array, b: Array) -> None:
+        """Set c to a @ b, in place."""
 
     def add_product(self, c: Array, a: Array, b: Array) -> None:
         """Add a @ b to c, in place."""
@@ -84,11 +94,11 @@ class MatrixPrimitives(Protocol):
         ``v`` has ones on its diagonal and zeros above, which are taken for granted.
         """
 
-    def sqrt(self, x: Array) -> Array:
-        """Square root, entry by entry."""
+    def sign(self, x: Array) -> Array:
+        """Sign, entry by entry."""
 
-    def where(self, condition: Array, x: Array | float, y: Array | float) -> Array:
-        """``x`` where the condition holds, ``y`` elsewhere."""
+    def copysign(self, x: Array, y: Array) -> Array:
+        """Positive ``x`` with the signs of ``y``, which has no zeros."""
 
     def column_lengths(self, x: Array) -> Array:
         """Euclidean length of each column, to a few units in the last place; shape (n,)."""

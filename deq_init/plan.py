@@ -10,6 +10,7 @@ convolutions (in, out, ...): initialize those as the matrices that they are, and
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -72,8 +73,10 @@ class Plan:
 
     @property
     def factor(self) -> Any:
-        """What the transformed normals are multiplied by, where that is known before drawing."""
-        return self.scale.value * self.family.unit(self.fan_in)
+        """What the transformed normals are multiplied by; None if that has to be measured."""
+        if self.scale.kind == "gain" or self.family.isometric:
+            return self.scale.value * self.family.unit(self.fan_in)
+        return None
 
     def with_value(self, value: Any) -> Plan:
         """Return the same plan with another value of its scale, which may be a scalar array."""
@@ -91,7 +94,8 @@ class Plan:
             ``normals(None)`` that of an array without blocks.
         """
         if self.blocks is None:
-            return xp.reshape(self.realize(xp, normals(None)), self.shape)
+            w = self.realize(xp, normals(None))
+            return w if len(self.shape) == 2 else xp.reshape(w, self.shape)
         parts = [
             xp.reshape(self.realize(xp, normals(block)), self.block_shape)
             for block in range(self.blocks)
@@ -106,18 +110,14 @@ class Plan:
         """
         if 0 in (self.rows, self.columns):
             return g[:, :]
+        factor = 1.0 if self.factor is None else self.factor
         if self.determinant is not None:
-            w = self.family.transform(xp, g, self.determinant)
+            w = self.family.transform(xp, g, factor, self.determinant)
         else:
-            w = self.family.transform(xp, g)
-        kind, value = self.scale.kind, self.scale.value
-        if kind == "gain" or self.family.isometric:
-            factor = self.factor
-        else:
-            factor = value / scales.measure(xp, w, kind, symmetry=self.family.symmetry)
-        if isinstance(factor, float) and factor == 1:
-            return w
-        w *= factor
+            w = self.family.transform(xp, g, factor)
+        if self.factor is None:
+            measured = scales.measure(xp, w, self.scale.kind, symmetry=self.family.symmetry)
+            w *= self.scale.value / measured
         return w
 
 
@@ -152,8 +152,22 @@ def plan(
     FamilyError, ShapeError, ScaleError
         Before anything is drawn.
     """
-    chosen = families.get(family)
     full = axes(shape)
+    if blocks is None and determinant is None:
+        return _common_plan(family, full, layout, scale.kind, scale.value)
+    return uncached_plan(family, full, layout, scale, blocks, determinant)
+
+
+def uncached_plan(
+    family: str,
+    full: tuple[int, ...],
+    layout: Layout,
+    scale: scales.Scale,
+    blocks: Any,
+    determinant: Any,
+) -> Plan:
+    """Return what :func:`plan` does, for a shape that is a tuple of integers."""
+    chosen = families.get(family)
     matrix_shape(full, layout)
     count, axis, block_shape = _blocks(full, layout, blocks)
     rows, columns = matrix_shape(block_shape, layout)
@@ -173,6 +187,14 @@ def plan(
         _require_determinant(chosen, rows, columns, determinant)
     fan_in = columns if layout == "out_in" else rows
     return Plan(chosen, full, count, axis, block_shape, rows, columns, fan_in, scale, determinant)
+
+
+@functools.lru_cache(maxsize=256)
+def _common_plan(
+    family: str, full: tuple[int, ...], layout: Layout, kind: scales.Kind, value: float
+) -> Plan:
+    """Return the plan of a whole array: cached, for small matrices are sampled faster than this."""
+    return uncached_plan(family, full, layout, scales.Scale(kind, value), None, None)
 
 
 def _blocks(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from deq_init._protocol import Array, MatrixPrimitives
-from deq_init.families import Family, Normals
+from deq_init.families import Normals
 from deq_init.plan import Plan
 
 Runs = Sequence[range]
@@ -84,8 +84,7 @@ def _block(plan: Plan, xp: MatrixPrimitives, g: Normals, parts: Sequence[Runs]) 
     """Return a part of one block, from the block's own normals."""
     rows, columns = parts[0], _flatten(plan.block_shape[1:], parts[1:])
     if plan.entrywise:
-        w = _tile(xp, rows, columns, lambda r, c: _rectangle(xp, plan.family, g, r, c))
-        w *= plan.factor
+        w = _tile(xp, rows, columns, lambda r, c: _rectangle(xp, plan, g, r, c))
     else:
         full = plan.realize(xp, g)
         w = _tile(xp, rows, columns, lambda r, c: _slice(full, r, c))
@@ -121,22 +120,21 @@ class _Window:
         return _slice(self.g, rows, columns)
 
 
-def _rectangle(
-    xp: MatrixPrimitives, family: Family, g: Normals, rows: range, columns: range
-) -> Array:
-    """Return a rectangle of the transformed normals; each normal is drawn once."""
-    if not family.symmetry or columns.start >= rows.stop:
-        return _slice(g, rows, columns)
+def _rectangle(xp: MatrixPrimitives, plan: Plan, g: Normals, rows: range, columns: range) -> Array:
+    """Return a rectangle of one block, without drawing more normals than it has entries."""
+    symmetry = plan.family.symmetry
+    if not symmetry or columns.start >= rows.stop:
+        return _slice(g, rows, columns) * plan.factor
     if rows.start >= columns.stop:
-        return xp.transpose(_slice(g, columns, rows)) * family.symmetry
+        return xp.transpose(_slice(g, columns, rows)) * (plan.factor * symmetry)
     start, stop = max(rows.start, columns.start), min(rows.stop, columns.stop)
     if rows == columns:
-        return family.transform(xp, _Window(g, start, stop))
+        return plan.family.transform(xp, _Window(g, start, stop), plan.factor)
     return _tile(
         xp,
         _cut(rows, start, stop),
         _cut(columns, start, stop),
-        lambda r, c: _rectangle(xp, family, g, r, c),
+        lambda r, c: _rectangle(xp, plan, g, r, c),
     )
 
 

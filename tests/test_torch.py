@@ -299,6 +299,7 @@ def test_a_fault_in_the_draws_leaves_the_tensor(family, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(primitives.Portable, "__getitem__", fault)
+    monkeypatch.setattr(primitives.Portable, "trapezoid", fault)
     monkeypatch.setattr(primitives.Native, "__getitem__", fault)
     w = torch.full((8, 8), 7.0)
     for given in ({"seed": 7}, {}, {"generator": torch.Generator()}):

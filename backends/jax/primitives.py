@@ -43,6 +43,18 @@ class Primitives:
         """Not called: arrays cannot be written to."""
         raise NotImplementedError
 
+    def copy(self, x: jax.Array) -> jax.Array:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
+    def scale_diagonal(self, x: jax.Array, factor: float) -> None:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
+    def product_into(self, c: jax.Array, a: jax.Array, b: jax.Array) -> None:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
     def add_product(self, c: jax.Array, a: jax.Array, b: jax.Array) -> None:
         """Not called: arrays cannot be written to."""
         raise NotImplementedError
@@ -55,13 +67,13 @@ class Primitives:
         """Not called: arrays cannot be written to."""
         raise NotImplementedError
 
-    def sqrt(self, x: jax.Array) -> jax.Array:
-        """Square root."""
-        return jnp.sqrt(x)
+    def sign(self, x: jax.Array) -> jax.Array:
+        """Sign, entry by entry."""
+        return jnp.sign(x)
 
-    def where(self, condition: jax.Array, x: Any, y: Any) -> jax.Array:
-        """Choice by entry."""
-        return jnp.where(condition, x, y)
+    def copysign(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Lengths with the signs of y."""
+        return jnp.copysign(x, y)
 
     def column_lengths(self, x: jax.Array) -> jax.Array:
         """Euclidean length of each column."""

@@ -48,6 +48,18 @@ class Primitives:
         """Not called: arrays cannot be written to."""
         raise NotImplementedError
 
+    def copy(self, x: Any) -> Any:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
+    def scale_diagonal(self, x: Any, factor: float) -> None:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
+    def product_into(self, c: Any, a: Any, b: Any) -> None:
+        """Not called: arrays cannot be written to."""
+        raise NotImplementedError
+
     def add_product(self, c: Any, a: Any, b: Any) -> None:
         """Not called: arrays cannot be written to."""
         raise NotImplementedError
@@ -60,13 +72,13 @@ class Primitives:
         """Not called: arrays cannot be written to."""
         raise NotImplementedError
 
-    def sqrt(self, x: Any) -> Any:
-        """Square root."""
-        return ops.sqrt(x)
+    def sign(self, x: Any) -> Any:
+        """Sign, entry by entry."""
+        return ops.sign(x)
 
-    def where(self, condition: Any, x: Any, y: Any) -> Any:
-        """Choice by entry."""
-        return ops.where(condition, x, y)
+    def copysign(self, x: Any, y: Any) -> Any:
+        """Lengths with the signs of y."""
+        return ops.where(y < 0, -x, x)
 
     def column_lengths(self, x: Any) -> Any:
         """Euclidean length of each column."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +107,7 @@ class Primitives:
 
     def diagonal(self, x: Any) -> Any:
         """Main diagonal."""
-        return np.diagonal(x).copy()
+        return np.diagonal(x)
 
     def eye_like(self, x: Any, rows: int, columns: int) -> Any:
         """Ones on the diagonal."""
@@ -116,6 +116,18 @@ class Primitives:
     def empty_like(self, x: Any, rows: int, columns: int) -> Any:
         """Any entries."""
         return np.empty((rows, columns), dtype=x.dtype)
+
+    def copy(self, x: Any) -> Any:
+        """A copy, rows first."""
+        return np.array(x, order="C")
+
+    def scale_diagonal(self, x: Any, factor: float) -> None:
+        """Multiply the diagonal, in place."""
+        np.einsum("ii->i", x)[...] *= factor
+
+    def product_into(self, c: Any, a: Any, b: Any) -> None:
+        """Set to a @ b in place."""
+        np.matmul(a, b, out=c)
 
     def add_product(self, c: Any, a: Any, b: Any) -> None:
         """Add a @ b in place, by rows that fit the cache: NumPy's product cannot add."""
@@ -132,13 +144,13 @@ class Primitives:
         (orgqr,) = scipy.linalg.get_lapack_funcs(("orgqr",), (v,))
         return np.ascontiguousarray(orgqr(np.asfortranarray(v), tau, lwork=_ROWS * len(tau))[0])
 
-    def sqrt(self, x: Any) -> Any:
-        """Square root."""
-        return np.sqrt(x)
+    def sign(self, x: Any) -> Any:
+        """Sign, entry by entry."""
+        return np.sign(x)
 
-    def where(self, condition: Any, x: Any, y: Any) -> Any:
-        """Choice by entry."""
-        return np.where(condition, x, y)
+    def copysign(self, x: Any, y: Any) -> Any:
+        """Lengths with the signs of y."""
+        return np.copysign(x, y)
 
     def column_lengths(self, x: Any) -> Any:
         """Euclidean length of each column, summed in float64."""
@@ -195,25 +207,63 @@ class Portable:
         rows, columns = (range(n)[part] for n, part in zip(self.shape, region, strict=True))
         out = np.empty((len(rows), len(columns)), self.dtype)
         height = max(1, _CHUNK // max(1, len(columns)))
+        parts = [rows[start : start + height] for start in range(0, len(rows), height)]
 
-        def fill(start: int) -> None:
-            part = rows[start : start + height]
-            normals = draws.normals(xp, self.key, part, columns, self.shape[1], self.dtype)
-            out[start : start + height] = normals
+        def fill(part: range) -> None:
+            out[part.start - rows.start : part.stop - rows.start] = self._draw(part, columns)
 
-        starts = range(0, len(rows), height)
-        if out.size < _PARALLEL:
-            for start in starts:
-                fill(start)
-        else:
-            with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-                list(pool.map(fill, starts))
+        _for_each(fill, parts, out.size)
         return out
+
+    def trapezoid(self, lower: bool) -> NDArray[Any]:
+        """Return a new array with half of the field's normals: see deq_init.families.Normals."""
+        m, n = self.shape
+        out = np.zeros(self.shape, self.dtype)
+        parts, start = [], 0
+        while start < m:
+            width = min(start + 1, n) if lower else n - start
+            height = min(m - start, max(1, _CHUNK // max(1, width)))
+            parts.append(range(start, start + height))
+            start += height
+
+        def fill(part: range) -> None:
+            columns = range(min(part.stop, n)) if lower else range(min(part.start, n), n)
+            out[part.start : part.stop, columns.start : columns.stop] = self._draw(part, columns)
+
+        _for_each(fill, parts, out.size // 2)
+        return out
+
+    def _draw(self, rows: range, columns: range) -> NDArray[Any]:
+        return draws.normals(xp, self.key, rows, columns, self.shape[1], self.dtype)
+
+
+def _for_each(fill: Callable[[range], None], parts: Sequence[range], size: int) -> None:
+    """Call ``fill`` on each part, from threads if there are ``size`` normals enough to draw."""
+    if size < _PARALLEL:
+        for part in parts:
+            fill(part)
+    else:
+        with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+            list(pool.map(fill, parts))
+
+
+@dataclass(frozen=True)
+class Native:
+    """A generator's own normals: each region is drawn when it is asked for."""
+
+    generator: np.random.Generator
+    shape: tuple[int, int]
+    dtype: str
+
+    def __getitem__(self, region: tuple[slice, slice]) -> NDArray[Any]:
+        """Return new normals for these rows and columns."""
+        size = [len(range(n)[part]) for n, part in zip(self.shape, region, strict=True)]
+        return self.generator.standard_normal(size, dtype=np.dtype(self.dtype).type)
 
 
 def normals(
     seed: Any, shape: tuple[int, int], dtype: str, block: int | None = None
-) -> Portable | NDArray[Any]:
+) -> Portable | Native:
     """Return standard normals of this shape.
 
     Parameters
@@ -228,6 +278,6 @@ def normals(
         Which block's normals: its index is folded into the key. A generator just goes on.
     """
     if isinstance(seed, np.random.Generator):
-        return seed.standard_normal(shape, dtype=np.dtype(dtype).type)
+        return Native(seed, shape, dtype)
     key = seed if isinstance(seed, tuple) else draws.key_from_seed(seed)
     return Portable(draws.block_key(key, block), shape, dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,13 @@ from deq_init import draws, regions, scale
 from deq_init import plan as plans
 from deq_init.errors import DTypeError, SeedError, WeightError
 from deq_init.torch import primitives
+
+_NAMES = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
 
 
 @torch.no_grad()
@@ -28,12 +36,14 @@ def fill(
     """Check a request, fill the tensor and return it: see :func:`deq_init.torch.random_`."""
     require_writable(w)
     plans.compute_dtype(dtype_name(w))
-    plan = plans.plan(family, w.shape, "out_in", target, blocks, determinant)
+    # Dynamo warns of a cache when it traces one.
+    plan_for = plans.uncached_plan if torch.compiler.is_compiling() else plans.plan
+    plan = plan_for(family, tuple(w.shape), "out_in", target, blocks, determinant)
     key = require_key(seed, generator)
     if not torch.compiler.is_compiling():
         write(plan, w, key, generator)
     elif generator is not None or is_sharded(w):
-        _write_uncompiled(plan, w, key, generator)
+        _disabled(write)(plan, w, key, generator)
     else:
         _fill_compiled(
             w,
@@ -57,7 +67,7 @@ def rescale(w: Tensor, target: scale.Scale) -> Tensor:
     if not torch.compiler.is_compiling():
         multiply(w, target)
     elif is_sharded(w):
-        _multiply_uncompiled(w, target)
+        _disabled(multiply)(w, target)
     else:
         _rescale_compiled(w, target.kind, target.value)
     return w
@@ -87,13 +97,17 @@ def write(
     def normals(block: int | None) -> Any:
         return primitives.normals(key, generator, size, compute, own.device, block)
 
-    xp = primitives.Primitives(own.device)
-    with torch.autocast(own.device.type, enabled=False):
+    def sample() -> Tensor:
+        xp = primitives.Primitives(own.device)
         if parts is None:
-            array = plan.sample(xp, normals)
-        else:
-            array = regions.sample(plan, xp, normals, parts)
-    own.copy_(array)
+            return plan.sample(xp, normals)
+        return regions.sample(plan, xp, normals, parts)
+
+    if torch.is_autocast_enabled(own.device.type):
+        with torch.autocast(own.device.type, enabled=False):
+            own.copy_(sample())
+    else:
+        own.copy_(sample())
 
 
 @torch.no_grad()
@@ -114,8 +128,9 @@ def multiply(w: Tensor, target: scale.Scale) -> None:
     own.copy_(own.to(compute) * scale.factor(target, measured))
 
 
-_write_uncompiled = torch.compiler.disable(write)  # type: ignore[no-untyped-call]
-_multiply_uncompiled = torch.compiler.disable(multiply)  # type: ignore[no-untyped-call]
+def _disabled(function: Callable[..., None]) -> Callable[..., None]:
+    """Return the function as one that breaks the graph and runs uncompiled."""
+    return torch.compiler.disable(function)  # type: ignore[no-untyped-call]
 
 
 @torch.library.custom_op(
@@ -214,4 +229,4 @@ def is_sharded(w: Tensor) -> bool:
 
 def dtype_name(w: Tensor) -> str:
     """Return the name of a tensor's dtype."""
-    return str(w.dtype).removeprefix("torch.")
+    return _NAMES.get(w.dtype) or str(w.dtype).removeprefix("torch.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,8 @@ from deq_init import draws
 from deq_init.numpy import primitives as numpy_primitives
 
 _MASK = 0xFFFFFFFF
+_ALL = slice(None)
+_SHORT = 256  # rows whose squares may be summed in float32
 
 
 class Primitives:
@@ -65,16 +66,17 @@ class Primitives:
 
     def tril(self, x: Tensor) -> Tensor:
         """Lower triangle: only the rows up to the last column's change."""
-        x[: x.shape[1]].tril_()
+        rows, columns = x.shape
+        (x[:columns] if rows > columns else x).tril_()
         return x
 
     def triu(self, x: Tensor, k: int = 0) -> Tensor:
         """Upper triangle."""
-        return torch.triu(x, k)
+        return x.triu_(k)
 
     def diagonal(self, x: Tensor) -> Tensor:
         """Main diagonal."""
-        return torch.diagonal(x).clone()
+        return torch.diagonal(x)
 
     def eye_like(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """Ones on the diagonal."""
@@ -83,6 +85,18 @@ class Primitives:
     def empty_like(self, x: Tensor, rows: int, columns: int) -> Tensor:
         """Any entries."""
         return x.new_empty((rows, columns))
+
+    def copy(self, x: Tensor) -> Tensor:
+        """A copy, rows first."""
+        return x.clone(memory_format=torch.contiguous_format)
+
+    def scale_diagonal(self, x: Tensor, factor: float) -> None:
+        """Multiply the diagonal, in place."""
+        x.diagonal().mul_(factor)
+
+    def product_into(self, c: Tensor, a: Tensor, b: Tensor) -> None:
+        """Set to a @ b in place."""
+        torch.mm(a, b, out=c)
 
     def add_product(self, c: Tensor, a: Tensor, b: Tensor) -> None:
         """Add a @ b in place."""
@@ -97,18 +111,19 @@ class Primitives:
         """Orthonormal columns of a product of reflections."""
         return torch.linalg.householder_product(v, tau)
 
-    def sqrt(self, x: Tensor) -> Tensor:
-        """Square root."""
-        return torch.sqrt(x)
+    def sign(self, x: Tensor) -> Tensor:
+        """Sign, entry by entry."""
+        return torch.sign(x)
 
-    def where(self, condition: Tensor, x: Any, y: Any) -> Tensor:
-        """Choice by entry."""
-        return torch.where(condition, x, y)
+    def copysign(self, x: Tensor, y: Tensor) -> Tensor:
+        """Lengths with the signs of y."""
+        return torch.copysign(x, y)
 
     def column_lengths(self, x: Tensor) -> Tensor:
-        """Euclidean length of each column, summed in float64 where the device has it."""
-        wide = x.dtype if x.device.type == "mps" else torch.float64
-        return torch.linalg.vector_norm(x, dim=0, dtype=wide).to(x.dtype)
+        """Euclidean length of each column, long ones summed in float64 if the device has it."""
+        if len(x) <= _SHORT or x.device.type == "mps":
+            return torch.linalg.vector_norm(x, dim=0)
+        return torch.linalg.vector_norm(x, dim=0, dtype=torch.float64).to(x.dtype)
 
     def product(self, x: Tensor) -> Tensor:
         """Product of the entries."""
@@ -160,6 +175,13 @@ class Portable:
         xp = Primitives(self.device)
         return draws.normals(xp, self.key, rows, columns, self.shape[1], self.dtype)
 
+    def trapezoid(self, lower: bool) -> Tensor | None:
+        """Return half of the field: on the CPU, threads draw it all at once."""
+        if self.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        field = numpy_primitives.Portable(self.key, self.shape, self.dtype)
+        return torch.from_numpy(field.trapezoid(lower))
+
 
 @dataclass(frozen=True)
 class Native:
@@ -172,7 +194,9 @@ class Native:
 
     def __getitem__(self, region: tuple[slice, slice]) -> Tensor:
         """Return new normals for these rows and columns."""
-        size = [len(range(n)[part]) for n, part in zip(self.shape, region, strict=True)]
+        size: tuple[int, ...] = self.shape
+        if region != (_ALL, _ALL):
+            size = tuple(len(range(n)[part]) for n, part in zip(size, region, strict=True))
         out = torch.empty(size, dtype=getattr(torch, self.dtype), device=self.device)
         return out.normal_(generator=self.generator)
 
