@@ -22,6 +22,8 @@ _NAMES = {
     torch.float64: "float64",
 }
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 @torch.no_grad()
 def fill(
@@ -73,11 +75,10 @@ def rescale(w: Tensor, target: scale.Scale) -> Tensor:
     return w
 
 
-@torch.no_grad()
 def write(
     plan: plans.Plan, w: Tensor, key: draws.Key | None, generator: torch.Generator | None
 ) -> None:
-    """Fill a tensor that has been checked."""
+    """Fill a tensor that has been checked, under ``no_grad``."""
     if has_no_data(w):
         return
     parts = None
@@ -130,7 +131,7 @@ def multiply(w: Tensor, target: scale.Scale) -> None:
 
 def _disabled(function: Callable[..., None]) -> Callable[..., None]:
     """Return the function as one that breaks the graph and runs uncompiled."""
-    return torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return torch.compiler.disable(torch.no_grad()(function))  # type: ignore[no-untyped-call]
 
 
 @torch.library.custom_op(
@@ -153,7 +154,8 @@ def _fill_compiled(
     target = scale.Scale(kind, value)
     along = None if blocks is None else (blocks, axis)
     plan = plans.plan(family, w.shape, "out_in", target, along, determinant)
-    write(plan, w, None if key is None else (key[0], key[1]), None)
+    with torch.no_grad():
+        write(plan, w, None if key is None else (key[0], key[1]), None)
 
 
 @torch.library.custom_op(
@@ -224,7 +226,7 @@ def has_no_data(w: Tensor) -> bool:
 
 def is_sharded(w: Tensor) -> bool:
     """Return whether a tensor is a DTensor, without importing their module."""
-    return hasattr(w, "device_mesh") and hasattr(w, "placements")
+    return type(w) not in _PLAIN and hasattr(w, "device_mesh") and hasattr(w, "placements")
 
 
 def dtype_name(w: Tensor) -> str:

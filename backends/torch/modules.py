@@ -21,6 +21,7 @@ from deq_init.selection import Request, Summary, Weight
 from deq_init.torch import filling
 
 
+@torch.no_grad()
 def initialize_(
     module: nn.Module,
     family: str,
@@ -156,8 +157,7 @@ def _targets(module: nn.Module) -> list[_Target]:
         if parametrize.is_parametrized(owner):
             for name, parametrization in _parametrizations(owner).items():
                 # A copy, since computing a weight may change the buffers that it is computed with.
-                with torch.no_grad():
-                    value = copy.deepcopy(parametrization)()
+                value = copy.deepcopy(parametrization)()
                 found.append((".".join([*path, name]), owner, name, value))
     specials = {
         id(value): (full, reason)
@@ -276,9 +276,8 @@ def _refusal(
     new = torch.empty_like(value, requires_grad=False)
     filling.write(plan, new, (0, 0), None)
     try:
-        with torch.no_grad():
-            trial.right_inverse(new)
-            kept = trial()
+        trial.right_inverse(new)
+        kept = trial()
     except (NotImplementedError, RuntimeError, ValueError):
         return f"its parametrization ({names}) takes no assignment"
     tolerance = 0.05 if value.dtype.itemsize < 4 else 1e-3
