@@ -11,7 +11,7 @@ from keras import ops
 
 from deq_init import draws, scale
 from deq_init import plan as plans
-from deq_init.keras import primitives
+from deq_init.keras import sampling
 
 
 class _Sampled(keras.Initializer):  # type: ignore[misc]
@@ -53,7 +53,7 @@ class _Sampled(keras.Initializer):  # type: ignore[misc]
         plan = plans.plan(
             self._family, shape, "in_out", self._target, self.blocks, self.determinant
         )
-        return ops.cast(primitives.sample(plan, self.seed, compute), resolved)
+        return ops.cast(sampling.sample(plan, self.seed, compute), resolved)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, JSON-serialisable."""
