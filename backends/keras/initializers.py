@@ -92,8 +92,18 @@ class Random(_Sampled):
     ScaleError, SeedError
         When it is made.
     ShapeError, DTypeError
-        When it is called: kernels have the shape (..., in, out), with axes before the last
-        flattened to rows, in float16, bfloat16, float32 or float64.
+        When it is called: kernels have the shape (..., in, out), in float16, bfloat16, float32 or
+        float64.
+
+    Notes
+    -----
+    The matrix is the kernel flattened to (prod(shape[:-1]), shape[-1]), as by
+    ``keras.initializers.Orthogonal``. That is the layer's map from inputs to outputs in ``Dense``,
+    in convolutions (at one position; ``blocks=groups`` for grouped ones), and in the output
+    projection (heads, dim, out) of attention. It is not in ``MultiHeadAttention``'s other
+    projections (in, heads, dim), whose fan-in it takes for in · heads; in depthwise kernels
+    (height, width, in, multiplier), which are one row for each channel; and in transposed
+    convolutions (height, width, out, in).
 
     See Also
     --------
