@@ -28,6 +28,7 @@ MODULES = [
     "deq_init.torch.initializers",
     "deq_init.jax.initializers",
     "deq_init.keras.initializers",
+    "deq_init.keras.selection",
 ]
 
 
