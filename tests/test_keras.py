@@ -129,7 +129,7 @@ def test_keras_files_load_in_a_new_process(tmp_path, into):
 def test_keras_on_its_other_backends(other):
     """The same tests, in a process whose Keras runs on another backend."""
     selected = ["test_families.py", "test_scale.py", "test_statistics.py", "test_layers.py"]
-    selected += ["test_errors.py", "test_keras.py"]
+    selected += ["test_errors.py", "test_keras.py", "test_keras_reach.py", "test_keras_models.py"]
     here = os.path.dirname(__file__)
     result = subprocess.run(
         [

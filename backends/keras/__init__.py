@@ -19,5 +19,6 @@ except ModuleNotFoundError as error:
     ) from None
 
 from deq_init.keras.initializers import GOE, Antisymmetric, Orthogonal, Random
+from deq_init.keras.selection import initialize
 
-__all__ = ["GOE", "Antisymmetric", "Orthogonal", "Random"]
+__all__ = ["GOE", "Antisymmetric", "Orthogonal", "Random", "initialize"]

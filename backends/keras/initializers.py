@@ -11,7 +11,7 @@ from keras import ops
 
 from deq_init import draws, scale
 from deq_init import plan as plans
-from deq_init.keras import primitives
+from deq_init.keras import sampling
 
 
 class _Sampled(keras.Initializer):  # type: ignore[misc]
@@ -53,7 +53,7 @@ class _Sampled(keras.Initializer):  # type: ignore[misc]
         plan = plans.plan(
             self._family, shape, "in_out", self._target, self.blocks, self.determinant
         )
-        return ops.cast(primitives.sample(plan, self.seed, compute), resolved)
+        return ops.cast(sampling.sample(plan, self.seed, compute), resolved)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments, JSON-serialisable."""
@@ -92,8 +92,18 @@ class Random(_Sampled):
     ScaleError, SeedError
         When it is made.
     ShapeError, DTypeError
-        When it is called: kernels have the shape (..., in, out), with axes before the last
-        flattened to rows, in float16, bfloat16, float32 or float64.
+        When it is called: kernels have the shape (..., in, out), in float16, bfloat16, float32 or
+        float64.
+
+    Notes
+    -----
+    The matrix is the kernel flattened to (prod(shape[:-1]), shape[-1]), as by
+    ``keras.initializers.Orthogonal``. That is the layer's map from inputs to outputs in ``Dense``,
+    in convolutions (at one position; ``blocks=groups`` for grouped ones), and in the output
+    projection (heads, dim, out) of attention. It is not in ``MultiHeadAttention``'s other
+    projections (in, heads, dim), whose fan-in it takes for in · heads; in depthwise kernels
+    (height, width, in, multiplier), which are one row for each channel; and in transposed
+    convolutions (height, width, out, in).
 
     See Also
     --------

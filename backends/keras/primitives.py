@@ -1,17 +1,12 @@
-"""The protocol in the words of ``keras.ops``."""
+"""The protocol in the words of ``keras.ops``: for TensorFlow and JAX, traced or on any device."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
-
-from deq_init import draws
-from deq_init import plan as plans
-from deq_init.numpy import primitives as numpy_primitives
 
 
 class Primitives:
@@ -126,60 +121,3 @@ def _widest(w: Any) -> Any:
 
 
 xp = Primitives()
-
-
-def sample(plan: plans.Plan, seed: Any, dtype: str) -> Any:
-    """Return the array of a plan, in the dtype that it is sampled in.
-
-    Parameters
-    ----------
-    plan : deq_init.plan.Plan
-        The request.
-    seed : int or keras.random.SeedGenerator
-        An integer means the same normals in every backend, see :mod:`deq_init.draws`; a seed
-        generator is advanced and gives the normals of ``keras.random.normal``.
-    dtype : {"float32", "float64"}
-        Dtype.
-    """
-    fields = [
-        _normals(seed, (plan.rows, plan.columns), dtype, block)
-        for block in ((None,) if plan.blocks is None else range(plan.blocks))
-    ]
-    return _realize(plan.with_value(1.0), fields, plan.scale.value)
-
-
-def _normals(seed: Any, shape: tuple[int, int], dtype: str, block: int | None) -> Any:
-    if isinstance(seed, keras.random.SeedGenerator):
-        return keras.random.normal(shape, dtype=dtype, seed=seed)
-    if keras.backend.backend() == "jax":
-        # Raw key data, so that all 64 bits count whether or not jax_enable_x64 is set.
-        data = jax.numpy.array(draws.block_key(draws.key_from_seed(seed), block), jax.numpy.uint32)
-        key = jax.random.wrap_key_data(data, impl="threefry2x32")
-        with jax.threefry_partitionable(True):
-            return jax.random.normal(key, shape, dtype)
-    field = numpy_primitives.normals(seed, shape, dtype, block)
-    return ops.convert_to_tensor(field[:, :], dtype)
-
-
-def _realize(plan: plans.Plan, fields: list[Any], value: Any) -> Any:
-    """Return the array of these normals, with the scale's value given apart."""
-    with _full_precision():
-        return plan.with_value(value).sample(xp, lambda block: fields[block or 0])
-
-
-def _full_precision() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which matrix products of float32 are float32 products."""
-    if keras.backend.backend() == "jax":
-        return jax.default_matmul_precision("highest")
-    if keras.backend.backend() == "torch":
-        return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", enabled=False)
-    return contextlib.nullcontext()
-
-
-if keras.backend.backend() == "jax":
-    import jax
-
-    # Operation by operation, JAX would compile each one anew for every shape.
-    _realize = jax.jit(_realize, static_argnums=0)
-elif keras.backend.backend() == "torch":
-    import torch
