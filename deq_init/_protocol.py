@@ -33,8 +33,8 @@ class WordPrimitives(Protocol):
     def to_float64(self, words: Array) -> Array:
         """Words as float64 values."""
 
-    def erfinv(self, x: Array) -> Array:
-        """Inverse error function of a float64 array, which may be written to."""
+    def normal_quantile(self, u: Array, bits: int) -> Array:
+        """√2 erfinv(u) of float64 numbers with so many significant bits; ``u`` is used up."""
 
     def cast(self, x: Array, dtype: str) -> Array:
         """The array in the dtype of that name."""

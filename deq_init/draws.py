@@ -21,7 +21,6 @@ Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3. SC 2011
 
 from __future__ import annotations
 
-import math
 import operator
 import secrets
 from typing import Any
@@ -170,9 +169,7 @@ def normals(
         k, bits = xp.to_float64(xp.shift_right(a, 9)), 24
     k *= 2.0 ** (2 - bits)
     k -= 1 - 2.0**-bits
-    g = xp.erfinv(k)
-    g *= math.sqrt(2)
-    return xp.cast(g, dtype)
+    return xp.cast(xp.normal_quantile(k, bits), dtype)
 
 
 def block_key(key: Key, block: int | None) -> Key:

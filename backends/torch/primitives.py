@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,9 +49,9 @@ class Primitives:
         """Words as float64."""
         return words.to(torch.float64)
 
-    def erfinv(self, x: Tensor) -> Tensor:
-        """Inverse error function."""
-        return torch.erfinv(x)
+    def normal_quantile(self, u: Tensor, bits: int) -> Tensor:
+        """Standard normals from uniforms on (-1, 1)."""
+        return torch.erfinv(u).mul_(math.sqrt(2))
 
     def cast(self, x: Tensor, dtype: str) -> Tensor:
         """The tensor in another dtype."""
