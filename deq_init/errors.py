@@ -38,6 +38,10 @@ class SelectionError(DeqInitError, ValueError):
     """A choice of weights that names none, or none that exists."""
 
 
+class ShardingError(DeqInitError, ValueError):
+    """A sharding that an array cannot be given here."""
+
+
 class DataError(DeqInitError, RuntimeError):
     """A data set that could not be found, fetched or read."""
 

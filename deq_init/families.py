@@ -27,7 +27,7 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from deq_init._protocol import Array, MatrixPrimitives
 from deq_init.errors import FamilyError
@@ -78,6 +78,14 @@ class Normals(Protocol):
         """Return the normals of these rows and columns; the caller may write to the result."""
 
 
+@runtime_checkable
+class Entrywise(Normals, Protocol):
+    """A field that draws any entry by itself: symmetric matrices then need no transpose."""
+
+    def mirrored(self) -> tuple[Array, Array, Array]:
+        """Return g[min(i, j), max(i, j)] for each entry of the matrix, and the arrays i and j."""
+
+
 def random(xp: MatrixPrimitives, g: Normals) -> Array:
     """Return the normals themselves: entries i.i.d. N(0, 1). Shape (m, n) -> (m, n)."""
     return g[:, :]
@@ -108,6 +116,11 @@ def _from_upper(xp: MatrixPrimitives, g: Normals, symmetry: int, diagonal: float
         above = xp.triu(block, 1)
         return above + xp.transpose(above) * symmetry + xp.triu(xp.tril(block)) * diagonal
 
+    if isinstance(g, Entrywise):
+        entries, rows, columns = g.mirrored()
+        on_diagonal = entries * diagonal if diagonal else 0.0
+        off_diagonal = xp.where(rows < columns, entries, entries * symmetry)
+        return xp.where(rows == columns, on_diagonal, off_diagonal)
     if not xp.mutable:
         return square(g[:, :])
     n = g.shape[0]
