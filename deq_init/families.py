@@ -118,9 +118,8 @@ def _from_upper(xp: MatrixPrimitives, g: Normals, symmetry: int, diagonal: float
 
     if isinstance(g, Entrywise):
         entries, rows, columns = g.mirrored()
-        on_diagonal = entries * diagonal if diagonal else 0.0
-        off_diagonal = xp.where(rows < columns, entries, entries * symmetry)
-        return xp.where(rows == columns, on_diagonal, off_diagonal)
+        off_diagonal = xp.where(rows < columns, 1.0, float(symmetry))
+        return entries * xp.where(rows == columns, diagonal, off_diagonal)
     if not xp.mutable:
         return square(g[:, :])
     n = g.shape[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,9 +11,10 @@ from deq_init import plan as plans
 from deq_init.jax import normals, placement, primitives
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def sample(plan: plans.Plan, dtype: str, sharding: Any, key: jax.Array, value: float) -> jax.Array:
-    """Return the array of a plan; the scale's value is traced, so a new one compiles nothing.
+def sample_untraced(
+    plan: plans.Plan, dtype: str, sharding: Any, key: jax.Array, value: float
+) -> jax.Array:
+    """Return the array of a plan, within ``jit``.
 
     Parameters
     ----------
@@ -49,6 +49,10 @@ def sample(plan: plans.Plan, dtype: str, sharding: Any, key: jax.Array, value: f
         return w.astype(dtype)
 
     return placement.placed(build, sharding)(key, jnp.asarray(value))
+
+
+sample = jax.jit(sample_untraced, static_argnums=(0, 1, 2))
+"""The same, compiled. The scale's value is traced, so that a new one compiles nothing."""
 
 
 def entrywise(plan: plans.Plan) -> bool:
