@@ -151,3 +151,29 @@ def test_other_keys_keep_the_law_when_sharded():
     w = jax.jit(lambda key: deq_init.jax.goe()(key, (64, 64)), out_shardings=sharding)(key)
     np.testing.assert_array_equal(w, np.asarray(w).T)
     assert abs(np.std(w) * 8 - 1) < 0.1
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+@pytest.mark.parametrize("family", ["goe", "orthogonal"])
+def test_initialize_keeps_shardings(family, kind):
+    sharding = NamedSharding(mesh_of(kind), P("x", "y"))
+    params = {"w": jax.device_put(jnp.zeros((32, 32)), sharding), "v": jnp.zeros((32, 32))}
+    shapes = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        for name, x in params.items()
+    }
+    expected, _ = deq_init.jax.initialize(
+        {name: jnp.zeros((32, 32)) for name in params}, family, key=KEY, verbose=False
+    )
+    for given in (params, shapes):
+        new, _ = deq_init.jax.initialize(given, family, key=KEY, verbose=False)
+        for name, leaf in params.items():
+            assert new[name].sharding == leaf.sharding
+            np.testing.assert_allclose(new[name], expected[name], atol=1e-6)
+    with jax.set_mesh(sharding.mesh):
+        new = jax.jit(
+            lambda p: deq_init.jax.initialize(p, family, key=KEY, where="w", verbose=False)[0]
+        )({"w": params["w"]})
+    np.testing.assert_allclose(new["w"], expected["w"], atol=1e-6)
+    if kind == AxisType.Explicit:
+        assert new["w"].sharding == sharding

@@ -110,9 +110,7 @@ def test_entries_of_a_matrix_of_more_than_2_to_the_32(family):
 def test_typed_and_raw_keys_agree(family, blocks, scale):
     shape = (16, 16 * (blocks or 1))
     function = init(family, blocks=blocks, **scale)
-    np.testing.assert_array_equal(
-        function(KEY, shape), function(jax.random.PRNGKey(3), shape)
-    )
+    np.testing.assert_array_equal(function(KEY, shape), function(jax.random.PRNGKey(3), shape))
 
 
 @pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])

@@ -59,8 +59,8 @@ def initialize(
         it depends neither on the other weights nor on their order.
     where : str, sequence of str, mapping, callable or None
         Which weights, by their names (``jax.tree_util.keystr(path, simple=True, separator="/")``,
-        in Flax NNX without the last ``/value``): shell patterns, a mapping from patterns to options that differ for them, or
-        ``where(name, leaf) -> bool``. None takes every weight that the family can be, other than
+        in Flax NNX without the last ``/value``): shell patterns, a mapping from patterns to
+        options that differ for them, or ``where(name, leaf) -> bool``. None takes every weight that the family can be, other than
         embeddings, biases, normalization and attention projections of several output axes, which
         it tells by their names.
     layout : {"in_out", "out_in"}
@@ -113,7 +113,7 @@ def initialize(
     summary = selection.summarize(result)
     if verbose:
         print(summary)
-    return structure.unflatten(leaves), summary
+    return jax.tree_util.tree_unflatten(structure, leaves), summary
 
 
 def _is_array(leaf: Any) -> bool:
@@ -142,11 +142,15 @@ def _special(name: str, rank: int) -> str:
 def _sample_like(leaf: Any, plan: plans.Plan, key: jax.Array) -> jax.Array:
     """Return the array of a plan with the dtype and sharding of a leaf."""
     unit, value = plan.with_value(1.0), plan.scale.value
-    sharding = getattr(leaf, "sharding", None)
-    if isinstance(leaf, jax.core.Tracer) or isinstance(key, jax.core.Tracer):
-        named = isinstance(sharding, jax.sharding.NamedSharding) and not sharding.mesh.empty
-        return sample(unit, leaf.dtype.name, sharding if named else None, key, value)
-    return _sampler(sharding)(unit, leaf.dtype.name, None, key, value)
+    if isinstance(leaf, jax.core.Tracer):
+        sharding = jax.typeof(leaf).sharding
+        sharding = sharding if sharding.mesh.explicit_axes else None
+    else:
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(key, jax.core.Tracer):
+            return _sampler(sharding)(unit, leaf.dtype.name, None, key, value)
+        sharding = sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
+    return sample(unit, leaf.dtype.name, sharding, key, value)
 
 
 @lru_cache(maxsize=64)
