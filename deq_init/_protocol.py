@@ -44,7 +44,7 @@ class MatrixPrimitives(Protocol):
     """Linear algebra on float32 or float64 arrays, for :mod:`deq_init.families`.
 
     A backend whose arrays can be written to says so with ``mutable``; only the families' in-place
-    paths then call ``empty_like``, ``add_product`` and ``householder_product``.
+    paths then call ``empty_like`` and ``add_product``.
     """
 
     mutable: bool

@@ -208,6 +208,9 @@ class Transposed:
 def _accumulate(xp: MatrixPrimitives, g: Normals) -> tuple[Array, Array]:
     """Return H_0 ... H_{n-1} E and the signs of its columns, without writing to arrays."""
     m, n = g.shape
+    if n <= xp.lapack_up_to:
+        _, d, length, x, sign = _reflections(xp, g[:, :])
+        return xp.householder_product(x / d, -d * sign / length), sign
     panel = max(128, math.ceil(n / 4))
     q: Array = None
     signs: list[Array] = []

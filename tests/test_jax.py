@@ -219,6 +219,13 @@ def test_a_partition_without_a_mesh():
         init("random")(KEY, (4, 4), out_sharding=jax.sharding.PartitionSpec("x"))
 
 
+@pytest.mark.parametrize("shape", [(1024, 1024), (1500, 300), (300, 1500)])
+def test_float32_orthogonality(shape):
+    q = np.asarray(init("orthogonal")(KEY, shape), np.float64)
+    gram = q.T @ q if shape[0] >= shape[1] else q @ q.T
+    assert np.abs(gram - np.eye(min(shape))).max() < 1e-6
+
+
 # A whole model
 
 

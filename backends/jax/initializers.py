@@ -51,7 +51,8 @@ def random(
     -------
     callable
         ``init(key, shape, dtype=..., out_sharding=None)`` for shapes (..., in, out); axes before
-        the last are flattened to rows. It may be called under ``jit`` and ``vmap``. With a
+        the last are flattened to rows. It may be called under ``jit``, ``vmap`` and
+        ``shard_map``; each device computes its own entries of a sharded array at a gain. With a
         Threefry key the normals are ``jax.random.normal(key, shape)``, and
         ``jax.random.key(seed)`` gives the same matrix as ``seed`` in every other backend; a key
         of another implementation gives its own normals.

@@ -60,9 +60,9 @@ def initialize(
     where : str, sequence of str, mapping, callable or None
         Which weights, by their names (``jax.tree_util.keystr(path, simple=True, separator="/")``,
         in Flax NNX without the last ``/value``): shell patterns, a mapping from patterns to
-        options that differ for them, or ``where(name, leaf) -> bool``. None takes every weight that the family can be, other than
-        embeddings, biases, normalization and attention projections of several output axes, which
-        it tells by their names.
+        options that differ for them, or ``where(name, leaf) -> bool``. None takes every weight
+        that the family can be, other than embeddings, biases, normalization and attention
+        projections of several output axes, which it tells by their names.
     layout : {"in_out", "out_in"}
         Whether layers compute ``z @ kernel`` (Flax, Haiku) or ``weight @ z`` (Equinox).
     verbose : bool, default True
