@@ -43,9 +43,8 @@ class WordPrimitives(Protocol):
 class MatrixPrimitives(Protocol):
     """Linear algebra on float32 or float64 arrays, for :mod:`deq_init.families`.
 
-    A backend whose arrays can be written to says so with ``mutable``; only the families' in-place
-    paths then call ``empty_like``, ``copy``, ``scale_diagonal``, ``product_into``,
-    ``add_product`` and ``householder_product``.
+    A backend whose arrays can be written to says so with ``mutable``, and supplies
+    :class:`MutablePrimitives`.
     """
 
     mutable: bool
@@ -69,21 +68,6 @@ class MatrixPrimitives(Protocol):
 
     def eye_like(self, x: Array, rows: int, columns: int) -> Array:
         """Ones on the main diagonal, zeros elsewhere; dtype and device of ``x``."""
-
-    def empty_like(self, x: Array, rows: int, columns: int) -> Array:
-        """An array with any entries; dtype and device of ``x``."""
-
-    def copy(self, x: Array) -> Array:
-        """A copy, rows first."""
-
-    def scale_diagonal(self, x: Array, factor: float) -> None:
-        """Multiply the main diagonal of x, in place."""
-
-    def product_into(self, c: Array, a: Array, b: Array) -> None:
-        """Set c to a @ b, in place."""
-
-    def add_product(self, c: Array, a: Array, b: Array) -> None:
-        """Add a @ b to c, in place."""
 
     def add_diagonal(self, x: Array, d: Array | float) -> Array:
         """``x`` with d added to its main diagonal; ``x`` may be written to."""
@@ -120,3 +104,22 @@ class MatrixPrimitives(Protocol):
 
     def spectral_radius(self, w: Array) -> Array:
         """Largest modulus of an eigenvalue of a square matrix, a scalar."""
+
+
+class MutablePrimitives(MatrixPrimitives, Protocol):
+    """Linear algebra on arrays that can be written to, for the families' in-place paths."""
+
+    def empty_like(self, x: Array, rows: int, columns: int) -> Array:
+        """An array with any entries; dtype and device of ``x``."""
+
+    def copy(self, x: Array) -> Array:
+        """A copy, rows first."""
+
+    def scale_diagonal(self, x: Array, factor: float) -> None:
+        """Multiply the main diagonal of x, in place."""
+
+    def product_into(self, c: Array, a: Array, b: Array) -> None:
+        """Set c to a @ b, in place."""
+
+    def add_product(self, c: Array, a: Array, b: Array) -> None:
+        """Add a @ b to c, in place."""

@@ -105,7 +105,7 @@ def fold_in(key: Key, index: int) -> Key:
     return threefry2x32(_Integers(), key, 0, index)
 
 
-def threefry2x32(xp: Any, key: Key, x0: Array, x1: Array) -> tuple[Array, Array]:
+def threefry2x32(xp: Any, key: Any, x0: Array, x1: Array) -> tuple[Array, Array]:
     """Return the Threefry-2x32 block of 20 rounds for each pair of counter words.
 
     Parameters
@@ -113,7 +113,7 @@ def threefry2x32(xp: Any, key: Key, x0: Array, x1: Array) -> tuple[Array, Array]
     xp : WordPrimitives
         The backend's arithmetic.
     key : (int, int)
-        Two 32-bit words.
+        Two 32-bit words; or two arrays of words that wrap by themselves, a key for each counter.
     x0, x1 : arrays of words
         High and low words of the counters, same shape.
 
@@ -132,7 +132,8 @@ def threefry2x32(xp: Any, key: Key, x0: Array, x1: Array) -> tuple[Array, Array]
             x1 = xp.rotate_left(x1, rotation)
             x1 ^= x0
         x0 += schedule[(group + 1) % 3]
-        x1 += (schedule[(group + 2) % 3] + group + 1) & _MASK
+        word = schedule[(group + 2) % 3] + (group + 1)
+        x1 += word & _MASK if isinstance(word, int) else word
         x0, x1 = xp.wrap(x0), xp.wrap(x1)
     return x0, x1
 

@@ -42,6 +42,10 @@ class WeightError(DeqInitError, ValueError):
     """A tensor that cannot be written to as a weight: computed from others, or a partial sum."""
 
 
+class ShardingError(DeqInitError, ValueError):
+    """A sharding that an array cannot be given here."""
+
+
 class DataError(DeqInitError, RuntimeError):
     """A data set that could not be found, fetched or read."""
 

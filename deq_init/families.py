@@ -27,9 +27,9 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from deq_init._protocol import Array, MatrixPrimitives
+from deq_init._protocol import Array, MatrixPrimitives, MutablePrimitives
 from deq_init.errors import FamilyError
 
 _PANEL = 128  # reflections accumulated at once where arrays can be written to
@@ -74,7 +74,9 @@ class Normals(Protocol):
 
     Where it is faster to draw half of it at once than by regions, a method ``trapezoid(lower)``
     returns a new array of the field's shape with the normals below its diagonal, or above it, and
-    on it; or None.
+    on it; or None. Where arrays cannot be written to and any entry can be drawn by itself, a method
+    ``mirrored(diagonal, below)`` returns g[min(i, j), max(i, j)] for each entry, times these
+    numbers on and below the diagonal: symmetric matrices then need no transpose.
     """
 
     @property
@@ -120,7 +122,13 @@ def _from_upper(
         return above + xp.transpose(above) * symmetry + xp.triu(xp.tril(block)) * diagonal
 
     if not xp.mutable:
-        return square(g[:, :]) * factor
+        mirrored = getattr(g, "mirrored", None)
+        return (mirrored(diagonal, symmetry) if mirrored else square(g[:, :])) * factor
+    return _from_upper_in_place(cast(MutablePrimitives, xp), g, symmetry, factor)
+
+
+def _from_upper_in_place(xp: MutablePrimitives, g: Normals, symmetry: int, factor: Any) -> Array:
+    """Return what :func:`_from_upper` does, row panel by row panel."""
     n = g.shape[0]
     w = drawn = _drawn(g, lower=False)
     for start in range(0, n, _ROWS):
@@ -198,8 +206,12 @@ def orthogonal(
     m, n = g.shape
     if m < n:
         return xp.transpose(orthogonal(xp, Transposed(xp, g), factor))
-    accumulate = _accumulate_in_place if xp.mutable else _accumulate
-    q, signs = accumulate(xp, g)
+    if n <= xp.lapack_up_to:
+        q, signs = _by_lapack(xp, g)
+    elif xp.mutable:
+        q, signs = _accumulate_in_place(cast(MutablePrimitives, xp), g)
+    else:
+        q, signs = _accumulate(xp, g)
     if determinant is not None:
         flip = xp.product(signs) * determinant
         signs = xp.concatenate([signs[:-1], signs[-1:] * flip], 0)
@@ -252,13 +264,9 @@ def _accumulate(xp: MatrixPrimitives, g: Normals) -> tuple[Array, Array]:
     return q, xp.concatenate(signs, 0)
 
 
-def _accumulate_in_place(xp: MatrixPrimitives, g: Normals) -> tuple[Array, Array]:
+def _accumulate_in_place(xp: MutablePrimitives, g: Normals) -> tuple[Array, Array]:
     """Return what :func:`_accumulate` does; beside the result, it needs a few panels of memory."""
     m, n = g.shape
-    if n <= xp.lapack_up_to:
-        x, signed, d = _reflections(xp, g[:, :])
-        x /= d
-        return xp.householder_product(x, d / signed), xp.sign(signed)
     q = drawn = _drawn(g, lower=True)
     signs: list[Array] = []
     for start in reversed(range(0, n, _PANEL)):
@@ -277,6 +285,13 @@ def _accumulate_in_place(xp: MatrixPrimitives, g: Normals) -> tuple[Array, Array
             xp.product_into(q[start:stop, stop:], v[:width], w)
             xp.add_product(q[stop:, stop:], v[width:], w)
     return q, xp.concatenate(signs, 0)
+
+
+def _by_lapack(xp: MatrixPrimitives, g: Normals) -> tuple[Array, Array]:
+    """Return what :func:`_accumulate` does, by LAPACK's product of reflections."""
+    x, signed, d = _reflections(xp, g[:, :])
+    x /= d
+    return xp.householder_product(x, d / signed), xp.sign(signed)
 
 
 def _panel(xp: MatrixPrimitives, x: Array) -> tuple[Array, Array, Array]:

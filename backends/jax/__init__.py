@@ -8,5 +8,6 @@ from deq_init.errors import require
 require("jax", "jax")
 
 from deq_init.jax.initializers import antisymmetric, goe, orthogonal, random, rescale  # noqa: E402
+from deq_init.jax.selection import initialize  # noqa: E402
 
-__all__ = ["antisymmetric", "goe", "orthogonal", "random", "rescale"]
+__all__ = ["antisymmetric", "goe", "initialize", "orthogonal", "random", "rescale"]

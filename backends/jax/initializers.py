@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -11,7 +10,8 @@ import jax.numpy as jnp
 
 from deq_init import plan as plans
 from deq_init import scale
-from deq_init.jax import primitives
+from deq_init.jax import placement, primitives
+from deq_init.jax.sampling import sample
 
 
 class Initializer(Protocol):
@@ -51,7 +51,8 @@ def random(
     -------
     callable
         ``init(key, shape, dtype=..., out_sharding=None)`` for shapes (..., in, out); axes before
-        the last are flattened to rows. It may be called under ``jit`` and ``vmap``. With a
+        the last are flattened to rows. It may be called under ``jit``, ``vmap`` and
+        ``shard_map``; each device computes its own entries of a sharded array at a gain. With a
         Threefry key the normals are ``jax.random.normal(key, shape)``, and
         ``jax.random.key(seed)`` gives the same matrix as ``seed`` in every other backend; a key
         of another implementation gives its own normals.
@@ -211,21 +212,9 @@ def _initializer(
         except TypeError:
             plans.compute_dtype(dtype)
             raise
-        compute = plans.compute_dtype(resolved.name)
+        plans.compute_dtype(resolved.name)
         plan = plans.plan(family, shape, "in_out", target, blocks, determinant)
-        w = _sample(plan.with_value(1.0), compute, key, target.value).astype(resolved)
-        return w if out_sharding is None else jax.sharding.reshard(w, out_sharding)
+        sharding = placement.canonical(out_sharding)
+        return sample(plan.with_value(1.0), resolved.name, sharding, key, target.value)
 
     return init
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _sample(plan: plans.Plan, dtype: str, key: jax.Array, value: float) -> jax.Array:
-    """Return an array; the scale's value is traced, so that a new one does not compile again."""
-
-    def normals(block: int | None) -> jax.Array:
-        own = key if block is None else jax.random.fold_in(key, block)
-        return jax.random.normal(own, (plan.rows, plan.columns), dtype)
-
-    with jax.default_matmul_precision("highest"):
-        return plan.with_value(jnp.asarray(value, dtype)).sample(primitives.xp, normals)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ class Primitives:
     """JAX arrays."""
 
     mutable = False
-    lapack_up_to = 0
+    lapack_up_to = sys.maxsize
 
     def reshape(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Another shape."""
@@ -39,33 +40,13 @@ class Primitives:
         """Ones on the diagonal."""
         return jnp.eye(rows, columns, dtype=x.dtype)
 
-    def empty_like(self, x: jax.Array, rows: int, columns: int) -> jax.Array:
-        """Not called: arrays cannot be written to."""
-        raise NotImplementedError
-
-    def copy(self, x: jax.Array) -> jax.Array:
-        """Not called: arrays cannot be written to."""
-        raise NotImplementedError
-
-    def scale_diagonal(self, x: jax.Array, factor: float) -> None:
-        """Not called: arrays cannot be written to."""
-        raise NotImplementedError
-
-    def product_into(self, c: jax.Array, a: jax.Array, b: jax.Array) -> None:
-        """Not called: arrays cannot be written to."""
-        raise NotImplementedError
-
-    def add_product(self, c: jax.Array, a: jax.Array, b: jax.Array) -> None:
-        """Not called: arrays cannot be written to."""
-        raise NotImplementedError
-
     def add_diagonal(self, x: jax.Array, d: Any) -> jax.Array:
         """A new array with d added to the diagonal."""
         return x + self.eye_like(x, x.shape[0], x.shape[1]) * d
 
     def householder_product(self, v: jax.Array, tau: jax.Array) -> jax.Array:
-        """Not called: arrays cannot be written to."""
-        raise NotImplementedError
+        """LAPACK's orgqr, or its like on other devices."""
+        return jax.lax.linalg.householder_product(v, tau)
 
     def sign(self, x: jax.Array) -> jax.Array:
         """Sign, entry by entry."""
@@ -108,9 +89,6 @@ xp = Primitives()
 
 
 def _column_lengths(x: jax.Array) -> jax.Array:
-    """Return column lengths, summed by eights again and again: float64 may not be there."""
-    squares = x * x
-    while squares.shape[0] > 1:
-        padded = jnp.pad(squares, ((0, -squares.shape[0] % 8), (0, 0)))
-        squares = padded.reshape(-1, 8, x.shape[1]).sum(axis=1)
-    return jnp.sqrt(squares[0])
+    """Return column lengths, summed by 32 and then over these: float64 may not be there."""
+    squares = jnp.pad(x * x, ((0, -x.shape[0] % 32), (0, 0)))
+    return jnp.sqrt(squares.reshape(-1, 32, x.shape[1]).sum(axis=1).sum(axis=0))

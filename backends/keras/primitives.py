@@ -39,26 +39,6 @@ class Primitives:
         """Ones on the diagonal."""
         return ops.eye(rows, columns, dtype=x.dtype)
 
-    def empty_like(self, x: Any, rows: int, columns: int) -> Any:
-        """Not called: arrays cannot be written to."""
-        raise NotImplementedError
-
-    def copy(self, x: Any) -> Any:
-        """Not called: arrays cannot be written to."""
-        raise NotImplementedError
-
-    def scale_diagonal(self, x: Any, factor: float) -> None:
-        """Not called: arrays cannot be written to."""
-        raise NotImplementedError
-
-    def product_into(self, c: Any, a: Any, b: Any) -> None:
-        """Not called: arrays cannot be written to."""
-        raise NotImplementedError
-
-    def add_product(self, c: Any, a: Any, b: Any) -> None:
-        """Not called: arrays cannot be written to."""
-        raise NotImplementedError
-
     def add_diagonal(self, x: Any, d: Any) -> Any:
         """A new array with d added to the diagonal."""
         return x + self.eye_like(x, x.shape[0], x.shape[1]) * d

@@ -1,0 +1,161 @@
+"""``initialize``: the weights of a whole model, in any pytree of parameters."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from deq_init import plan as plans
+from deq_init import scale, selection
+from deq_init.errors import ShapeError
+from deq_init.jax.sampling import sample, sample_untraced
+
+_SPECIAL = {
+    "b": "bias",
+    "bias": "bias",
+    "beta": "normalization",
+    "gamma": "normalization",
+    "offset": "normalization",
+    "scale": "normalization",
+}
+
+
+def initialize(
+    params: Any,
+    family: str,
+    gain: float = scale.UNIT_GAIN,
+    *,
+    key: jax.Array,
+    spectral_norm: float | None = None,
+    spectral_radius: float | None = None,
+    blocks: int | tuple[int, int] | None = None,
+    determinant: int | None = None,
+    where: str
+    | Sequence[str]
+    | Mapping[str, Mapping[str, Any]]
+    | Callable[[str, Any], bool]
+    | None = None,
+    layout: plans.Layout = "in_out",
+    verbose: bool = True,
+) -> tuple[Any, selection.Summary]:
+    """Return a model's parameters with matrices of one family, and what was set.
+
+    Parameters
+    ----------
+    params : pytree
+        Parameters: dictionaries, Flax variables or state, an Equinox module. Its arrays keep shape,
+        dtype and sharding; a ``jax.ShapeDtypeStruct`` becomes an array; other leaves stay.
+    family : {"random", "orthogonal", "goe", "antisymmetric"}
+        The family.
+    gain, spectral_norm, spectral_radius, blocks, determinant
+        As for the initializers, e.g. :func:`deq_init.jax.orthogonal`.
+    key : Array
+        A key of JAX's. Each weight's key is ``jax.random.fold_in(key, zlib.crc32(name))``, so that
+        it depends neither on the other weights nor on their order.
+    where : str, sequence of str, mapping, callable or None
+        Which weights, by their names (``jax.tree_util.keystr(path, simple=True, separator="/")``,
+        in Flax NNX without the last ``/value``): shell patterns, a mapping from patterns to
+        options that differ for them, or ``where(name, leaf) -> bool``. None takes every weight
+        that the family can be, other than embeddings, biases, normalization and attention
+        projections of several output axes, which it tells by their names.
+    layout : {"in_out", "out_in"}
+        Whether layers compute ``z @ kernel`` (Flax, Haiku) or ``weight @ z`` (Equinox).
+    verbose : bool, default True
+        Print the summary.
+
+    Returns
+    -------
+    params : pytree
+        A new one; the argument is left as it was.
+    summary : deq_init.selection.Summary
+        A row for each array.
+
+    Raises
+    ------
+    SelectionError, FamilyError, ShapeError, ScaleError, DTypeError
+        Before anything is drawn, with the weight's name.
+
+    Examples
+    --------
+    >>> params = {"dense": {"kernel": jax.numpy.zeros((8, 8)), "bias": jax.numpy.zeros(8)}}
+    >>> params, summary = initialize(params, "goe", 0.4, key=jax.random.key(0))
+    weight        shape   dtype    action  note
+    dense/bias    (8,)    float32  left    bias
+    dense/kernel  (8, 8)  float32  set     goe, gain 0.4
+    1 weight set, 1 left alone
+    """
+    if layout not in ("in_out", "out_in"):
+        raise ShapeError(
+            f"expected layout 'in_out' (Flax, Haiku) or 'out_in' (Equinox), received {layout!r}."
+        )
+    options = {
+        "family": family,
+        "gain": gain,
+        "spectral_norm": spectral_norm,
+        "spectral_radius": spectral_radius,
+        "blocks": blocks,
+        "determinant": determinant,
+    }
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    leaves = [leaf for _, leaf in paths]
+    arrays = [index for index, leaf in enumerate(leaves) if _is_array(leaf)]
+    weights = [_weight(*paths[index]) for index in arrays]
+    result = selection.requests(weights, layout, where, options)
+    for index, request in zip(arrays, result, strict=True):
+        if request.plan is not None:
+            own = jax.random.fold_in(key, np.uint32(zlib.crc32(request.weight.name.encode())))
+            leaves[index] = _sample_like(leaves[index], request.plan, own)
+    summary = selection.summarize(result)
+    if verbose:
+        print(summary)
+    return jax.tree_util.tree_unflatten(structure, leaves), summary
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
+
+
+def _weight(path: Any, leaf: Any) -> selection.Weight:
+    # Flax boxes arrays in variables whose only child has this name.
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    shape = tuple(leaf.shape)
+    return selection.Weight(name, shape, leaf.dtype.name, leaf, _special(name, len(shape)))
+
+
+def _special(name: str, rank: int) -> str:
+    """Return why a weight of this name is left alone by default, or ""."""
+    *parents, last = ["", *name.lower().split("/")]
+    if "embed" in last or (last == "weight" and "embed" in parents[-1]):
+        return "embedding"
+    if parents[-1] in ("query", "key", "value") and rank > 2:
+        return "several output axes"
+    return _SPECIAL.get(last, "")
+
+
+def _sample_like(leaf: Any, plan: plans.Plan, key: jax.Array) -> jax.Array:
+    """Return the array of a plan with the dtype and sharding of a leaf."""
+    unit, value = plan.with_value(1.0), plan.scale.value
+    if isinstance(leaf, jax.core.Tracer):
+        sharding = jax.typeof(leaf).sharding
+        sharding = sharding if sharding.mesh.explicit_axes else None
+    else:
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(key, jax.core.Tracer):
+            return _sampler(sharding)(unit, leaf.dtype.name, None, key, value)
+        sharding = sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
+    return sample(unit, leaf.dtype.name, sharding, key, value)
+
+
+@lru_cache(maxsize=64)
+def _sampler(sharding: Any) -> Callable[..., jax.Array]:
+    """Return :func:`sample` with shards that are computed where they are to be."""
+    if sharding is None:
+        return sample
+    return jax.jit(sample_untraced, static_argnums=(0, 1, 2), out_shardings=sharding)
