@@ -5,7 +5,7 @@ Arrays also need the operators ``+ - * / @``, slicing and ``.shape``, which ever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 Array = Any
@@ -123,3 +123,65 @@ class MutablePrimitives(MatrixPrimitives, Protocol):
 
     def add_product(self, c: Array, a: Array, b: Array) -> None:
         """Add a @ b to c, in place."""
+
+
+class IterationPrimitives(Protocol):
+    """Loops and batches of vectors, for :mod:`deq_init.spectra` and :mod:`deq_init.fixed_point`.
+
+    Indices and conditions are Python's own where the framework is eager, arrays where it traces.
+    """
+
+    def while_loop(
+        self, cond: Callable[[Any], Any], body: Callable[[Any], Any], state: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
+        """The state after ``body`` was applied for as long as ``cond`` holds."""
+
+    def fori_loop(
+        self, start: Any, stop: Any, body: Callable[[Any, Any], Any], state: tuple[Array, ...]
+    ) -> tuple[Array, ...]:
+        """The state after ``body(i, state)`` for each i."""
+
+    def integer(self, value: int) -> Any:
+        """An index."""
+
+    def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
+        """Zeros of the dtype and device of ``like``."""
+
+    def eye(self, size: int, like: Array) -> Array:
+        """The identity, of the dtype and device of ``like``."""
+
+    def put(self, x: Array, index: Any, value: Array) -> Array:
+        """``x`` with ``x[:, index]`` set, written to if it can be."""
+
+    def take(self, x: Array, index: Any) -> Array:
+        """``x[:, index]``."""
+
+    def leading(self, x: Array, count: Any) -> Array:
+        """``x[:, :count]``, or all of x, whose entries after it are zero."""
+
+    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
+        """Arrays joined along an axis."""
+
+    def where(self, condition: Array, x: Array | float, y: Array | float) -> Array:
+        """``x`` where the condition holds, ``y`` elsewhere."""
+
+    def any(self, x: Array) -> Any:
+        """Whether any entry is true."""
+
+    def isfinite(self, x: Array) -> Array:
+        """Whether each entry is finite."""
+
+    def sum(self, x: Array, axis: int) -> Array:
+        """Sum along an axis."""
+
+    def sqrt(self, x: Array) -> Array:
+        """Square root."""
+
+    def minimum(self, x: Any, y: Any) -> Any:
+        """The smaller of two, entry by entry."""
+
+    def maximum(self, x: Any, y: Any) -> Any:
+        """The larger of two, entry by entry."""
+
+    def eigh(self, x: Array) -> tuple[Array, Array]:
+        """Eigenvalues, rising, and eigenvectors of symmetric matrices."""

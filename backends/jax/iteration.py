@@ -1,0 +1,91 @@
+"""Loops and batches of vectors in JAX's words, for the core's iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+State = tuple[Any, ...]
+
+
+class Iteration:
+    """JAX's structured loops, traced or not."""
+
+    def while_loop(
+        self, cond: Callable[[State], Any], body: Callable[[State], State], state: State
+    ) -> State:
+        """Loop while the condition holds."""
+        return jax.lax.while_loop(cond, body, state)
+
+    def fori_loop(
+        self, start: Any, stop: Any, body: Callable[[Any, State], State], state: State
+    ) -> State:
+        """Loop over indices."""
+        return jax.lax.fori_loop(start, stop, body, state)
+
+    def integer(self, value: int) -> jax.Array:
+        """An index."""
+        return jnp.asarray(value, jnp.int32)
+
+    def zeros(self, shape: tuple[int, ...], like: jax.Array) -> jax.Array:
+        """Zeros."""
+        return jnp.zeros(shape, like.dtype)
+
+    def eye(self, size: int, like: jax.Array) -> jax.Array:
+        """The identity."""
+        return jnp.eye(size, dtype=like.dtype)
+
+    def put(self, x: jax.Array, index: Any, value: jax.Array) -> jax.Array:
+        """A new array with x[:, index] set."""
+        return x.at[:, index].set(value)
+
+    def take(self, x: jax.Array, index: Any) -> jax.Array:
+        """x[:, index]."""
+        return jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False)
+
+    def leading(self, x: jax.Array, count: Any) -> jax.Array:
+        """All of x: a count is not known when it is traced."""
+        return x
+
+    def concatenate(self, arrays: Sequence[jax.Array], axis: int) -> jax.Array:
+        """Arrays joined."""
+        return jnp.concatenate(arrays, axis)
+
+    def where(self, condition: jax.Array, x: Any, y: Any) -> jax.Array:
+        """Choice by entry."""
+        return jnp.where(condition, x, y)
+
+    def any(self, x: jax.Array) -> jax.Array:
+        """Whether any entry is true."""
+        return jnp.any(x)
+
+    def isfinite(self, x: jax.Array) -> jax.Array:
+        """Whether entries are finite."""
+        return jnp.isfinite(x)
+
+    def sum(self, x: jax.Array, axis: int) -> jax.Array:
+        """Sum along an axis."""
+        return jnp.sum(x, axis)
+
+    def sqrt(self, x: jax.Array) -> jax.Array:
+        """Square root."""
+        return jnp.sqrt(x)
+
+    def minimum(self, x: Any, y: Any) -> jax.Array:
+        """The smaller."""
+        return jnp.minimum(x, y)
+
+    def maximum(self, x: Any, y: Any) -> jax.Array:
+        """The larger."""
+        return jnp.maximum(x, y)
+
+    def eigh(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Eigenvalues and eigenvectors of small symmetric matrices."""
+        values, vectors = jnp.linalg.eigh(x)
+        return values, vectors
+
+
+xp = Iteration()

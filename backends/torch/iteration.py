@@ -1,0 +1,96 @@
+"""Loops and batches of vectors in PyTorch's words, for the core's iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = tuple[Any, ...]
+
+
+class Iteration:
+    """Eager PyTorch: Python's own loops, indices and conditions."""
+
+    def while_loop(
+        self, cond: Callable[[State], Any], body: Callable[[State], State], state: State
+    ) -> State:
+        """Loop while the condition holds."""
+        while cond(state):
+            state = body(state)
+        return state
+
+    def fori_loop(
+        self, start: int, stop: int, body: Callable[[int, State], State], state: State
+    ) -> State:
+        """Loop over indices."""
+        for index in range(start, stop):
+            state = body(index, state)
+        return state
+
+    def integer(self, value: int) -> int:
+        """An index."""
+        return value
+
+    def zeros(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Zeros."""
+        return like.new_zeros(shape)
+
+    def eye(self, size: int, like: Tensor) -> Tensor:
+        """The identity."""
+        return torch.eye(size, dtype=like.dtype, device=like.device)
+
+    def put(self, x: Tensor, index: int, value: Tensor) -> Tensor:
+        """Set x[:, index], in place."""
+        x[:, index] = value
+        return x
+
+    def take(self, x: Tensor, index: int) -> Tensor:
+        """x[:, index], a copy."""
+        return x[:, index].clone()
+
+    def leading(self, x: Tensor, count: int) -> Tensor:
+        """x[:, :count]."""
+        return x[:, :count]
+
+    def concatenate(self, arrays: Sequence[Tensor], axis: int) -> Tensor:
+        """Tensors joined."""
+        return torch.cat(tuple(arrays), axis)
+
+    def where(self, condition: Tensor, x: Any, y: Any) -> Tensor:
+        """Choice by entry."""
+        return torch.where(condition, x, y)
+
+    def any(self, x: Tensor) -> bool:
+        """Whether any entry is true."""
+        return bool(x.any())
+
+    def isfinite(self, x: Tensor) -> Tensor:
+        """Whether entries are finite."""
+        return torch.isfinite(x)
+
+    def sum(self, x: Tensor, axis: int) -> Tensor:
+        """Sum along an axis."""
+        return x.sum(axis)
+
+    def sqrt(self, x: Tensor) -> Tensor:
+        """Square root."""
+        return torch.sqrt(x)
+
+    def minimum(self, x: Any, y: Any) -> Any:
+        """The smaller."""
+        return min(x, y) if isinstance(x, int) else torch.minimum(x, torch.as_tensor(y).to(x))
+
+    def maximum(self, x: Any, y: Any) -> Any:
+        """The larger."""
+        return torch.maximum(x, torch.as_tensor(y).to(x))
+
+    def eigh(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Eigenvalues and eigenvectors of small symmetric matrices, on the CPU in float64."""
+        values, vectors = torch.linalg.eigh(x.to("cpu", torch.float64))
+        return values.to(x), vectors.to(x)
+
+
+xp = Iteration()

@@ -1,0 +1,170 @@
+r"""Spectral norm and radius from products with vectors, each with an error estimate.
+
+**Norm.** Lanczos with full reorthogonalisation on the symmetric operator itself, or on
+:math:`x \mapsto W^T W x`, which for the largest singular value is Golub-Kahan-Lanczos
+bidiagonalisation. **Radius.** Arnoldi with full reorthogonalisation and without restarts: right
+for complex pairs and non-normal operators, which real power iteration is not.
+
+Operators act on batches: vectors have the shape (batch, n), and each row has an operator of its
+own, such as the Jacobian of one sample. A Ritz value exceeds the norm that it estimates by no more
+than rounding.
+
+References
+----------
+Golub & Van Loan, Matrix Computations, 4th ed., chapter 10; Saad, Numerical Methods for Large
+Eigenvalue Problems, 2nd ed., sections 3.2 (Kato-Temple) and 6.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deq_init._protocol import Array, IterationPrimitives
+
+_CHECK = 8  # steps between two looks at the Ritz values
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured norm or radius.
+
+    Attributes
+    ----------
+    value : float or array, shape (batch,)
+        The estimate.
+    error : float or array, shape (batch,)
+        Estimate of its absolute error.
+    matvecs : int
+        Products with the operators or their transposes, one of a whole batch counted as one.
+    converged : bool or array, shape (batch,)
+        Whether the error is at most the tolerance times the value.
+    """
+
+    value: Any
+    error: Any
+    matvecs: Any
+    converged: Any
+
+
+def symmetric_norm(
+    xp: IterationPrimitives,
+    apply: Callable[[Array], Array],
+    start: Array,
+    *,
+    rtol: float,
+    max_steps: int,
+    squared: bool = False,
+) -> Estimate:
+    """Return the largest modulus of an eigenvalue of symmetric operators, by Lanczos.
+
+    Parameters
+    ----------
+    xp : IterationPrimitives
+        The backend's arrays and loops.
+    apply : callable
+        The operators' products with vectors, both of shape (batch, n).
+    start : array, shape (batch, n)
+        Vectors that are not orthogonal to the eigenvectors in question, such as normal ones.
+    rtol : float
+        Relative error to stop at.
+    max_steps : int
+        Products at most; n are enough.
+    squared : bool
+        Whether the operators are WᵀW and the spectral norm of W is wanted, the square root; each
+        step is then two products.
+
+    Returns
+    -------
+    Estimate
+        Arrays of shape (batch,). Entries that are not finite give a value of NaN.
+    """
+    batch, n = start.shape
+    size = min(max_steps, n)
+    length = xp.sqrt(xp.sum(start * start, 1))
+    basis = xp.put(xp.zeros((batch, size + 1, n), start), 0, start / length[:, None])
+
+    def unfinished(state: tuple[Array, ...]) -> Any:
+        count, _, _, _, value, error = state
+        return (count < size) & xp.any((error > rtol * value) & xp.isfinite(error))
+
+    def some_steps(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        count, basis, alpha, beta, _, _ = state
+
+        def step(index: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
+            basis, alpha, beta = state
+            known, last = xp.leading(basis, index + 1), xp.take(basis, index)
+            x = apply(last)
+            alpha = xp.put(alpha, index, xp.sum(x * last, 1))
+            for _ in range(2):
+                x = x - _combine(known, _components(known, x))
+            beside = xp.sqrt(xp.sum(x * x, 1))
+            basis = xp.put(basis, index + 1, x / xp.maximum(beside, _TINY)[:, None])
+            return basis, alpha, xp.put(beta, index, beside)
+
+        stop = xp.minimum(count + _CHECK, size)
+        basis, alpha, beta = xp.fori_loop(count, stop, step, (basis, alpha, beta))
+        value, error = _ritz(xp, xp.leading(alpha, stop), xp.leading(beta, stop), stop, squared)
+        return stop, basis, alpha, beta, value, error
+
+    alpha, beta = xp.zeros((batch, size), start), xp.zeros((batch, size), start)
+    unknown = xp.zeros((batch,), start)
+    state = xp.while_loop(
+        unfinished, some_steps, (xp.integer(0), basis, alpha, beta, unknown, unknown + 1.0)
+    )
+    count, value, error = state[0], state[4], state[5]
+    return Estimate(value, error, count * (1 + squared), error <= rtol * value)
+
+
+def _components(basis: Array, x: Array) -> Array:
+    """Return the components of x along the basis, (batch, k, n) and (batch, n) -> (batch, k)."""
+    return (basis @ x[:, :, None])[:, :, 0]
+
+
+def _combine(basis: Array, components: Array) -> Array:
+    """Return the vectors of these components, (batch, k, n) and (batch, k) -> (batch, n)."""
+    return (components[:, None, :] @ basis)[:, 0, :]
+
+
+def _ritz(
+    xp: IterationPrimitives, alpha: Array, beta: Array, count: Any, squared: bool
+) -> tuple[Array, Array]:
+    """Return the largest modulus of the Ritz values and an estimate of its error.
+
+    alpha and beta, of shape (batch, k), are the diagonal of the tridiagonal matrices and the
+    entries beside it, of which the last couples to the vector that would come next; what stands
+    after ``count`` is zero. At either end of the spectrum the error is at most the residual r, and
+    r² over the gap to the other eigenvalues (Kato-Temple), for which the gap to the next Ritz
+    value stands in.
+    """
+    size = alpha.shape[1]
+    eye = xp.eye(size, alpha)
+    finite = xp.isfinite(xp.sum(alpha + beta, 1))
+    alpha, beta = (xp.where(finite[:, None], x, 0.0) for x in (alpha, beta))
+    coupling = xp.take(beta, count - 1)
+    inner = beta * xp.put(beta * 0.0 + 1.0, count - 1, coupling * 0.0)
+    # Row i + 1, column i.
+    below = xp.concatenate(
+        [xp.zeros((alpha.shape[0], 1, size), alpha), (inner[:, :, None] * eye)[:, :-1]], 1
+    )
+    above = inner[:, :, None] * xp.concatenate([eye[1:], eye[:1] * 0.0], 0)
+    theta, vectors = xp.eigh(alpha[:, :, None] * eye + below + above)
+    residual = coupling[:, None] * abs(xp.take(vectors, count - 1))
+    ends = []
+    for value, far, r in (
+        (-theta[:, 0], theta[:, 1:2] - theta[:, :1], residual[:, 0]),
+        (theta[:, -1], theta[:, -1:] - theta[:, -2:-1], residual[:, -1]),
+    ):
+        bound = xp.minimum(r, r * r / (far[:, 0] + _TINY)) if size > 1 else r
+        ends.append(value + bound)
+    value = xp.maximum(theta[:, -1], -theta[:, 0])
+    error = xp.maximum(ends[0], ends[1]) - value
+    if squared:
+        root = xp.sqrt(value)
+        error = error / (root + xp.sqrt(value + error) + _TINY)
+        value = root
+    return xp.where(finite, value, np.nan), xp.where(finite, error, np.inf)
