@@ -108,10 +108,19 @@ def test_a_region_is_a_slice_of_the_field(rows, columns):
 
 
 def test_large_fields_are_drawn_in_threads_and_alike():
-    field = numpy_primitives.normals(6, (700, 300), "float32")
-    assert field[:, :].size >= numpy_primitives._PARALLEL
-    for row in (0, 333, 699):
-        assert (field[:, :][row] == field[row : row + 1, :][0]).all()
+    field = numpy_primitives.normals(6, (1000, 600), "float32")
+    whole = field[:, :]
+    assert whole.size >= numpy_primitives._PARALLEL
+    for row in (0, 333, 999):
+        assert (whole[row] == field[row : row + 1, :][0]).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (40, 30), (30, 40), (300, 200), (1200, 900), (5, 0)])
+@pytest.mark.parametrize("lower", [True, False])
+def test_half_a_field_is_the_same_field(shape, lower):
+    field = numpy_primitives.normals(6, shape, "float32")
+    cut = np.tril if lower else np.triu
+    assert (cut(field.trapezoid(lower)) == cut(field[:, :])).all()
 
 
 def test_counters_beyond_32_bits():

@@ -36,8 +36,6 @@ def make_plan(family, shape, dtype="float32", gain=0.7, blocks=None, determinant
 
 def traced(plan, seed, dtype):
     """The path of traced calls and accelerators, run for real on the CPU."""
-    if KERAS_BACKEND == "jax":
-        return sampling._sample(plan, seed, dtype, None)
     if KERAS_BACKEND == "torch":
         return sampling._on_device(plan, seed, dtype, ops.zeros(()).device)
     return sampling._in_ops(plan, seed, dtype)
@@ -75,7 +73,7 @@ DETERMINANTS = [{"shape": (8, 8), "determinant": sign} for sign in (1, -1)]
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_keras_paths_agree(family, dtype):
     if dtype == "float64" and KERAS_BACKEND == "jax":
-        pytest.skip("JAX has no fast path, and float64 only with jax_enable_x64")
+        pytest.skip("JAX has float64 only with jax_enable_x64")
     cases = CASES + RECTANGULAR * (family not in SQUARE) + DETERMINANTS * (family == "orthogonal")
     for seed, case in enumerate(cases):
         require_paths_agree(make_plan(family, **case), seed, dtype)
@@ -119,11 +117,7 @@ def test_keras_fast_path_is_the_one_that_runs(monkeypatch):
         raise KeyError("keras.ops path")
 
     monkeypatch.setattr(primitives.Primitives, "tril", refuse)
-    if KERAS_BACKEND == "jax":
-        with pytest.raises(KeyError, match=r"keras\.ops path"):
-            deq_init.keras.Orthogonal(seed=0)((11, 13))
-    else:
-        assert deq_init.keras.Orthogonal(seed=0)((11, 13)).shape == (11, 13)
+    assert deq_init.keras.Orthogonal(seed=0)((11, 13)).shape == (11, 13)
 
 
 @on["tensorflow"]

@@ -6,7 +6,8 @@ TensorFlow  traced, or on an accelerator ``keras.ops``
 PyTorch     eagerly, on a CPU            NumPy, in place; the tensor shares its memory
 PyTorch     on any other device          :mod:`deq_init.torch`'s primitives, in place, there
 PyTorch     on the meta device           nothing is computed
-JAX         always                       ``keras.ops``, compiled once for each plan
+JAX         eagerly, on a CPU            NumPy, in place: nothing is compiled
+JAX         traced, or on an accelerator ``keras.ops``, compiled once for each plan
 =========== ============================ ======================================================
 """
 
@@ -52,16 +53,6 @@ def _in_numpy(plan: plans.Plan, seed: Any, dtype: str) -> NDArray[Any]:
     return np.ascontiguousarray(plan.sample(numpy_primitives.xp, normals))
 
 
-def _in_ops(plan: plans.Plan, seed: Any, dtype: str) -> Any:
-    def normals(block: int | None) -> Any:
-        shape = (plan.rows, plan.columns)
-        if isinstance(seed, keras.random.SeedGenerator):
-            return _generated(seed, shape, dtype)
-        return ops.convert_to_tensor(numpy_primitives.normals(seed, shape, dtype, block)[:, :])
-
-    return plan.sample(primitives.xp, normals)
-
-
 def _generated(seed: keras.random.SeedGenerator, shape: tuple[int, int], dtype: str) -> Any:
     return keras.random.normal(shape, dtype=dtype, seed=seed)
 
@@ -70,6 +61,11 @@ if keras.backend.backend() == "jax":
     import jax
 
     def _sample(plan: plans.Plan, seed: Any, dtype: str, probe: Any) -> Any:
+        if not isinstance(probe, jax.core.Tracer) and probe.devices() <= set(jax.devices("cpu")):
+            return ops.convert_to_tensor(_in_numpy(plan, seed, dtype))
+        return _in_ops(plan, seed, dtype)
+
+    def _in_ops(plan: plans.Plan, seed: Any, dtype: str) -> Any:
         blocks = (None,) if plan.blocks is None else range(plan.blocks)
         fields = [_normals(seed, (plan.rows, plan.columns), dtype, block) for block in blocks]
         return _realize(plan.with_value(1.0), fields, plan.scale.value)
@@ -115,7 +111,7 @@ elif keras.backend.backend() == "torch":
         with torch.autocast(device.type, enabled=False):
             return plan.sample(torch_primitives.Primitives(device), normals).contiguous()
 
-elif keras.backend.backend() == "tensorflow":
+else:
     import tensorflow as tf
 
     def _sample(plan: plans.Plan, seed: Any, dtype: str, probe: Any) -> Any:
@@ -123,7 +119,11 @@ elif keras.backend.backend() == "tensorflow":
             return _in_ops(plan, seed, dtype)
         return ops.convert_to_tensor(_in_numpy(plan, seed, dtype))
 
-else:
+    def _in_ops(plan: plans.Plan, seed: Any, dtype: str) -> Any:
+        def normals(block: int | None) -> Any:
+            shape = (plan.rows, plan.columns)
+            if isinstance(seed, keras.random.SeedGenerator):
+                return _generated(seed, shape, dtype)
+            return ops.convert_to_tensor(numpy_primitives.normals(seed, shape, dtype, block)[:, :])
 
-    def _sample(plan: plans.Plan, seed: Any, dtype: str, probe: Any) -> Any:
-        return _in_ops(plan, seed, dtype)
+        return plan.sample(primitives.xp, normals)

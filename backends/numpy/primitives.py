@@ -18,8 +18,7 @@ from deq_init import draws
 from deq_init import plan as plans
 from deq_init.errors import missing_framework
 
-_CHUNK = 1 << 15  # normals drawn at once: their words stay in the cache
-_PARALLEL = 1 << 16  # normals from which on threads pay
+_PARALLEL = 1 << 18  # normals from which on threads pay
 _ROWS = 256
 
 
@@ -214,7 +213,7 @@ class Portable:
         """Return the normals of these rows and columns, a new array."""
         rows, columns = (range(n)[part] for n, part in zip(self.shape, region, strict=True))
         out = np.empty((len(rows), len(columns)), self.dtype)
-        height = max(1, _CHUNK // max(1, len(columns)))
+        height = max(1, _chunk(out.size) // max(1, len(columns)))
         parts = [rows[start : start + height] for start in range(0, len(rows), height)]
 
         def fill(part: range) -> None:
@@ -227,10 +226,14 @@ class Portable:
         """Return a new array with half of the field's normals: see deq_init.families.Normals."""
         m, n = self.shape
         out = np.zeros(self.shape, self.dtype)
+        chunk = _chunk(out.size // 2)
         parts, start = [], 0
         while start < m:
-            width = min(start + 1, n) if lower else n - start
-            height = min(m - start, max(1, _CHUNK // max(1, width)))
+            # A part is as wide as its longest row.
+            height = int((start**2 + 4 * chunk) ** 0.5 - start) // 2
+            if start + height > n or not lower:
+                height = chunk // max(1, n if lower else n - start)
+            height = min(max(1, height), m - start)
             parts.append(range(start, start + height))
             start += height
 
@@ -243,6 +246,11 @@ class Portable:
 
     def _draw(self, rows: range, columns: range) -> NDArray[Any]:
         return draws.normals(xp, self.key, rows, columns, self.shape[1], self.dtype)
+
+
+def _chunk(size: int) -> int:
+    """Return how many normals to draw at once: few stay in the cache, many keep threads apart."""
+    return 1 << 14 if size < _PARALLEL else 1 << 16
 
 
 def _for_each(fill: Callable[[range], None], parts: Sequence[range], size: int) -> None:
