@@ -96,6 +96,9 @@ class MatrixPrimitives(Protocol):
     def solve_upper(self, a: Array, b: Array) -> Array:
         """Solution x of a x = b for an upper triangular a."""
 
+    def rounded(self, x: Array, dtype: str) -> Array:
+        """The array rounded to a half-precision dtype, in its own."""
+
     def symmetric_norm(self, w: Array) -> Array:
         """Largest modulus of an eigenvalue of a symmetric matrix, a scalar."""
 
@@ -150,6 +153,9 @@ class IterationPrimitives(Protocol):
     def eye(self, size: int, like: Array) -> Array:
         """The identity, of the dtype and device of ``like``."""
 
+    def transpose(self, x: Array) -> Array:
+        """Transpose of a matrix."""
+
     def put(self, x: Array, index: Any, value: Array) -> Array:
         """``x`` with ``x[:, index]`` set, written to if it can be."""
 
@@ -176,6 +182,9 @@ class IterationPrimitives(Protocol):
 
     def sqrt(self, x: Array) -> Array:
         """Square root."""
+
+    def largest(self, x: Array) -> Array:
+        """Largest modulus of an entry, a scalar array."""
 
     def minimum(self, x: Any, y: Any) -> Any:
         """The smaller of two, entry by entry."""

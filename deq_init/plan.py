@@ -25,7 +25,8 @@ from deq_init.families import Family, Normals
 
 Layout = Literal["out_in", "in_out"]
 
-_FLOATS = ("float16", "bfloat16", "float32", "float64")
+_HALF = ("float16", "bfloat16")
+_FLOATS = (*_HALF, "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Plan:
         The one scale of each block.
     determinant : {1, -1} or None
         For square orthogonal blocks.
+    rounding : str or None
+        Half-precision dtype in which a spectral target shall hold.
     """
 
     family: Family
@@ -65,6 +68,7 @@ class Plan:
     fan_in: int
     scale: scales.Scale
     determinant: int | None
+    rounding: str | None = None
 
     @property
     def entrywise(self) -> bool:
@@ -77,6 +81,12 @@ class Plan:
         if self.scale.kind == "gain" or self.family.isometric:
             return self.scale.value * self.family.unit(self.fan_in)
         return None
+
+    def for_dtype(self, dtype: str) -> Plan:
+        """Return the plan of an array that will be cast to this dtype."""
+        # Much smaller matrices are subnormal in float16, or zero.
+        adjusts = self.scale.kind != "gain" and self.scale.value >= 2**-10
+        return replace(self, rounding=dtype) if adjusts and dtype in _HALF else self
 
     def with_value(self, value: Any) -> Plan:
         """Return the same plan with another value of its scale, which may be a scalar array."""
@@ -106,7 +116,8 @@ class Plan:
         """Return the scaled matrix of the normals g, both of shape (rows, columns).
 
         A gain is a factor known in advance. A spectral norm or radius is measured on the
-        transformed normals first, so that the result has it exactly, to rounding.
+        transformed normals first, so that the result has it exactly, to rounding; and again on
+        the matrix as a half-precision dtype will hold it.
         """
         if 0 in (self.rows, self.columns):
             return g[:, :]
@@ -116,9 +127,14 @@ class Plan:
         else:
             w = self.family.transform(xp, g, factor)
         if self.factor is None:
-            measured = scales.measure(xp, w, self.scale.kind, symmetry=self.family.symmetry)
-            w *= self.scale.value / measured
+            w *= self.scale.value / self._measure(xp, w)
+        if self.rounding is not None:
+            # Rounding moves the target, for an orthogonal matrix by a good part of epsilon.
+            w *= self.scale.value / self._measure(xp, xp.rounded(w, self.rounding))
         return w
+
+    def _measure(self, xp: MatrixPrimitives, w: Array) -> Array:
+        return scales.measure(xp, w, self.scale.kind, symmetry=self.family.symmetry)
 
 
 def plan(

@@ -18,14 +18,18 @@ Eigenvalue Problems, 2nd ed., sections 3.2 (Kato-Temple) and 6.2.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from deq_init._protocol import Array, IterationPrimitives
 
+_STEPS = 160  # of Lanczos on a matrix: enough beyond n = 10**4
 _CHECK = 8  # steps between two looks at the Ritz values
+WORTHWHILE = 256
+"""Shorter side of a matrix from which on its norm is found faster than by decomposing it."""
+
 _TINY = 1e-30
 
 
@@ -85,6 +89,7 @@ def symmetric_norm(
     """
     batch, n = start.shape
     size = min(max_steps, n)
+    epsilon = _epsilon(start)
     length = xp.sqrt(xp.sum(start * start, 1))
     basis = xp.put(xp.zeros((batch, size + 1, n), start), 0, start / length[:, None])
 
@@ -99,12 +104,16 @@ def symmetric_norm(
             basis, alpha, beta = state
             known, last = xp.leading(basis, index + 1), xp.take(basis, index)
             x = apply(last)
+            scale = xp.sqrt(xp.sum(x * x, 1))
             alpha = xp.put(alpha, index, xp.sum(x * last, 1))
             for _ in range(2):
                 x = x - _combine(known, _components(known, x))
             beside = xp.sqrt(xp.sum(x * x, 1))
-            basis = xp.put(basis, index + 1, x / xp.maximum(beside, _TINY)[:, None])
-            return basis, alpha, xp.put(beta, index, beside)
+            # What rounding leaves of an invariant subspace is no new direction.
+            goes_on = beside > 10 * epsilon * scale
+            unit = x / xp.maximum(beside, _TINY)[:, None]
+            basis = xp.put(basis, index + 1, xp.where(goes_on[:, None], unit, 0.0))
+            return basis, alpha, xp.put(beta, index, xp.where(goes_on, beside, 0.0))
 
         stop = xp.minimum(count + _CHECK, size)
         basis, alpha, beta = xp.fori_loop(count, stop, step, (basis, alpha, beta))
@@ -118,6 +127,44 @@ def symmetric_norm(
     )
     count, value, error = state[0], state[4], state[5]
     return Estimate(value, error, count * (1 + squared), error <= rtol * value)
+
+
+def matrix_norm(xp: IterationPrimitives, w: Array, start: Array, *, symmetric: bool) -> Estimate:
+    """Return the spectral norm of a matrix to a few units in the last place.
+
+    Parameters
+    ----------
+    xp : IterationPrimitives
+        The backend's arrays and loops.
+    w : array, shape (m, n)
+        The matrix.
+    start : array, shape (1, n)
+        Normals.
+    symmetric : bool
+        Whether w is its own transpose.
+
+    Returns
+    -------
+    Estimate
+        Arrays of shape (1,). Random, GOE and orthogonal matrices of every size converge; others
+        may not, if many singular values lie next to the largest.
+    """
+    transposed = xp.transpose(w)
+    # Squares of large entries would overflow.
+    scale = xp.maximum(xp.largest(w), _TINY)
+
+    def apply(x: Array) -> Array:
+        y = x @ transposed / scale
+        return y if symmetric else y @ w / scale
+
+    found = symmetric_norm(
+        xp, apply, start, rtol=8 * _epsilon(w), max_steps=_STEPS, squared=not symmetric
+    )
+    return replace(found, value=found.value * scale, error=found.error * scale)
+
+
+def _epsilon(x: Array) -> float:
+    return float(np.finfo(str(x.dtype).rpartition(".")[2]).eps)
 
 
 def _components(basis: Array, x: Array) -> Array:

@@ -214,6 +214,7 @@ def _initializer(
             raise
         plans.compute_dtype(resolved.name)
         plan = plans.plan(family, shape, "in_out", target, blocks, determinant)
+        plan = plan.for_dtype(resolved.name)
         sharding = placement.canonical(out_sharding)
         return sample(plan.with_value(1.0), resolved.name, sharding, key, target.value)
 

@@ -38,6 +38,10 @@ class Iteration:
         """The identity."""
         return jnp.eye(size, dtype=like.dtype)
 
+    def transpose(self, x: jax.Array) -> jax.Array:
+        """Transpose."""
+        return x.T
+
     def put(self, x: jax.Array, index: Any, value: jax.Array) -> jax.Array:
         """A new array with x[:, index] set."""
         return x.at[:, index].set(value)
@@ -73,6 +77,10 @@ class Iteration:
     def sqrt(self, x: jax.Array) -> jax.Array:
         """Square root."""
         return jnp.sqrt(x)
+
+    def largest(self, x: jax.Array) -> jax.Array:
+        """Largest modulus."""
+        return jnp.max(jnp.abs(x))
 
     def minimum(self, x: Any, y: Any) -> jax.Array:
         """The smaller."""

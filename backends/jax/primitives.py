@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from deq_init import spectra
+from deq_init.jax import iteration
 
 
 class Primitives:
@@ -71,13 +74,17 @@ class Primitives:
         """Triangular solve."""
         return jax.scipy.linalg.solve_triangular(a, b)
 
+    def rounded(self, x: jax.Array, dtype: str) -> jax.Array:
+        """Values of a half-precision dtype."""
+        return x.astype(dtype).astype(x.dtype)
+
     def symmetric_norm(self, w: jax.Array) -> jax.Array:
         """Largest modulus of an eigenvalue of a symmetric matrix."""
-        return jnp.abs(jnp.linalg.eigvalsh(w)).max()
+        return _norm(w, True, lambda w: jnp.abs(jnp.linalg.eigvalsh(w)).max())
 
     def spectral_norm(self, w: jax.Array) -> jax.Array:
-        """Largest singular value, by the full decomposition."""
-        return jnp.linalg.svd(w, compute_uv=False).max()
+        """Largest singular value."""
+        return _norm(w, False, lambda w: jnp.linalg.svd(w, compute_uv=False).max())
 
     def spectral_radius(self, w: jax.Array) -> jax.Array:
         """Largest modulus of an eigenvalue, by the full decomposition."""
@@ -91,3 +98,13 @@ def _column_lengths(x: jax.Array) -> jax.Array:
     """Return column lengths, summed by 32 and then over these: float64 may not be there."""
     squares = jnp.pad(x * x, ((0, -x.shape[0] % 32), (0, 0)))
     return jnp.sqrt(squares.reshape(-1, 32, x.shape[1]).sum(axis=1).sum(axis=0))
+
+
+def _norm(w: jax.Array, symmetric: bool, exact: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Return the norm: by decomposition if the matrix is small, or Lanczos does not converge."""
+    if min(w.shape) < spectra.WORTHWHILE:
+        return exact(w)
+    start = jax.random.normal(jax.random.key(0), (1, w.shape[1]), w.dtype)
+    with jax.default_matmul_precision("highest"):
+        estimate = spectra.matrix_norm(iteration.xp, w, start, symmetric=symmetric)
+    return jax.lax.cond(estimate.converged[0], lambda w: estimate.value[0], exact, w)

@@ -141,7 +141,7 @@ def _special(name: str, rank: int) -> str:
 
 def _sample_like(leaf: Any, plan: plans.Plan, key: jax.Array) -> jax.Array:
     """Return the array of a plan with the dtype and sharding of a leaf."""
-    unit, value = plan.with_value(1.0), plan.scale.value
+    unit, value = plan.for_dtype(leaf.dtype.name).with_value(1.0), plan.scale.value
     if isinstance(leaf, jax.core.Tracer):
         sharding = jax.typeof(leaf).sharding
         sharding = sharding if sharding.mesh.explicit_axes else None

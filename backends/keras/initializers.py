@@ -53,6 +53,7 @@ class _Sampled(keras.Initializer):  # type: ignore[misc]
         plan = plans.plan(
             self._family, shape, "in_out", self._target, self.blocks, self.determinant
         )
+        plan = plan.for_dtype(resolved)
         return ops.cast(sampling.sample(plan, self.seed, compute), resolved)
 
     def get_config(self) -> dict[str, Any]:

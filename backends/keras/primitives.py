@@ -71,6 +71,10 @@ class Primitives:
         """Triangular solve."""
         return ops.solve_triangular(a, b)
 
+    def rounded(self, x: Any, dtype: str) -> Any:
+        """Values of a half-precision dtype."""
+        return ops.cast(ops.cast(x, dtype), x.dtype)
+
     def symmetric_norm(self, w: Any) -> Any:
         """Largest modulus of an eigenvalue of a symmetric matrix, in the widest dtype."""
         return ops.cast(ops.max(ops.abs(ops.eigh(_widest(w))[0])), w.dtype)

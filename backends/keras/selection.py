@@ -114,7 +114,8 @@ def initialize(
         if request.plan is not None:
             name, dtype = request.weight.name, request.weight.dtype
             own = selection.seed_of(seed, name)
-            value = sampling.sample(request.plan, own, plans.compute_dtype(dtype))
+            plan = request.plan.for_dtype(dtype)
+            value = sampling.sample(plan, own, plans.compute_dtype(dtype))
             request.weight.value.assign(ops.cast(value, dtype))
     summary = selection.summarize(requests)
     if verbose:

@@ -199,6 +199,7 @@ def _sample(
 ) -> NDArray[Any]:
     resolved = primitives.resolve_dtype(dtype)
     plan = plans.plan(family, shape, "out_in", target, blocks, determinant)
+    plan = plan.for_dtype(resolved.name)
     compute = plans.compute_dtype(resolved.name)
     source = seed if isinstance(seed, np.random.Generator) else draws.key_from_seed(seed)
     size = (plan.rows, plan.columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -13,8 +14,9 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError, eigsh, svds
 
-from deq_init import draws
+from deq_init import draws, spectra
 from deq_init import plan as plans
 from deq_init.errors import missing_framework
 
@@ -175,12 +177,22 @@ class Primitives:
         """Triangular solve, in NumPy's BLAS: alternating with SciPy's costs more than it saves."""
         return np.linalg.solve(a, b)
 
+    def rounded(self, x: Any, dtype: str) -> Any:
+        """Values of a half-precision dtype."""
+        return x.astype(resolve_dtype(dtype)).astype(x.dtype)
+
     def symmetric_norm(self, w: Any) -> Any:
-        """Largest modulus of an eigenvalue of a symmetric matrix, by LAPACK in float64."""
+        """Largest modulus of an eigenvalue of a symmetric matrix, by ARPACK or LAPACK."""
+        if len(w) >= spectra.WORTHWHILE:
+            with contextlib.suppress(ArpackError):
+                return abs(eigsh(w, 1, return_eigenvectors=False, v0=_start(w)))[0]
         return np.abs(scipy.linalg.eigvalsh(w.astype(np.float64))).max().astype(w.dtype)
 
     def spectral_norm(self, w: Any) -> Any:
-        """Largest singular value, by LAPACK in float64."""
+        """Largest singular value, by ARPACK or LAPACK."""
+        if min(w.shape) >= spectra.WORTHWHILE:
+            with contextlib.suppress(ArpackError):
+                return svds(w, 1, return_singular_vectors=False, v0=_start(w))[0]
         return scipy.linalg.svdvals(w.astype(np.float64)).max().astype(w.dtype)
 
     def spectral_radius(self, w: Any) -> Any:
@@ -189,6 +201,11 @@ class Primitives:
 
 
 xp = Primitives()
+
+
+def _start(w: Any) -> Any:
+    """Return a normal vector: without one, SciPy would draw from a random state of its own."""
+    return Portable((0, 0), (1, min(w.shape)), str(w.dtype))[:, :][0]
 
 
 @dataclass(frozen=True)

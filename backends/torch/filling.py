@@ -93,6 +93,7 @@ def write(
         if own.numel() == 0:
             return
     compute = plans.compute_dtype(dtype_name(w))
+    plan = plan.for_dtype(dtype_name(w))
     size = (plan.rows, plan.columns)
 
     def normals(block: int | None) -> Any:

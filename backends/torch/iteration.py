@@ -42,6 +42,10 @@ class Iteration:
         """The identity."""
         return torch.eye(size, dtype=like.dtype, device=like.device)
 
+    def transpose(self, x: Tensor) -> Tensor:
+        """Transpose."""
+        return x.T
+
     def put(self, x: Tensor, index: int, value: Tensor) -> Tensor:
         """Set x[:, index], in place."""
         x[:, index] = value
@@ -78,6 +82,10 @@ class Iteration:
     def sqrt(self, x: Tensor) -> Tensor:
         """Square root."""
         return torch.sqrt(x)
+
+    def largest(self, x: Tensor) -> Tensor:
+        """Largest modulus."""
+        return torch.linalg.vector_norm(x, torch.inf)
 
     def minimum(self, x: Any, y: Any) -> Any:
         """The smaller."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deq_init import draws
+from deq_init import draws, spectra
 from deq_init.numpy import primitives as numpy_primitives
+from deq_init.torch import iteration
 
 _MASK = 0xFFFFFFFF
 _ALL = slice(None)
@@ -138,17 +139,36 @@ class Primitives:
         """Triangular solve."""
         return torch.linalg.solve_triangular(a, b, upper=True)
 
+    def rounded(self, x: Tensor, dtype: str) -> Tensor:
+        """Values of a half-precision dtype."""
+        return x.to(getattr(torch, dtype)).to(x.dtype)
+
     def symmetric_norm(self, w: Tensor) -> Tensor:
-        """Largest modulus of an eigenvalue of a symmetric matrix, in float64."""
-        return torch.linalg.eigvalsh(_float64(w)).abs().max().to(w)
+        """Largest modulus of an eigenvalue of a symmetric matrix."""
+        value = _by_lanczos(w, symmetric=True)
+        if value is None:
+            value = torch.linalg.eigvalsh(_float64(w)).abs().max().to(w)
+        return value
 
     def spectral_norm(self, w: Tensor) -> Tensor:
-        """Largest singular value, by the full decomposition in float64."""
-        return torch.linalg.svdvals(_float64(w)).max().to(w)
+        """Largest singular value."""
+        value = _by_lanczos(w, symmetric=False)
+        if value is None:
+            value = torch.linalg.svdvals(_float64(w)).max().to(w)
+        return value
 
     def spectral_radius(self, w: Tensor) -> Tensor:
         """Largest modulus of an eigenvalue, by the full decomposition in float64."""
         return torch.linalg.eigvals(_float64(w)).abs().max().to(w)
+
+
+def _by_lanczos(w: Tensor, symmetric: bool) -> Tensor | None:
+    """Return the norm, or None if the full decomposition is the better way to it."""
+    if min(w.shape) < spectra.WORTHWHILE:
+        return None
+    start = Portable((0, 0), (1, w.shape[1]), str(w.dtype).removeprefix("torch."), w.device)[:, :]
+    estimate = spectra.matrix_norm(iteration.xp, w, start, symmetric=symmetric)
+    return estimate.value[0] if bool(estimate.converged[0]) else None
 
 
 def _float64(w: Tensor) -> Tensor:
