@@ -1,0 +1,1 @@
+from deq_init.theory.jacobians import *
