@@ -46,8 +46,9 @@ class MeanField:
     input_variance : float
         Variance of the entries of x.
     exists : bool
-        Whether the equations have a solution that is connected to that at gain 0. Where they have
-        none, the numbers below are infinite or nan.
+        Whether the equations have a solution; for GOE and antisymmetric, one that is connected to
+        that at gain 0 and, for GOE, describes the DEQ. If not, the numbers below are infinite or
+        nan.
     length : float
         :math:`q = |z|^2/n`.
     preactivation_variance : float
@@ -71,7 +72,7 @@ class MeanField:
 
     @property
     def adjoint_amplification(self) -> float:
-        """Mean of \\|(I - J)⁻ᵀ v\\|² / \\|v\\|² for a random v; infinite at and past its pole."""
+        """Mean of |(I - J)⁻ᵀ v|² / |v|² for a random v; infinite at and past its pole."""
         if self.law is None:
             return math.inf
         pole = self.gain**2 * self.law.squared_response
@@ -97,15 +98,8 @@ class MeanField:
 
     @property
     def stable(self) -> bool:
-        """Whether deviations from the fixed point die out under plain iteration z ← f(z).
-
-        For GOE the equations describe the DEQ only where this holds.
-        """
-        return (
-            self.exists
-            and math.isfinite(self.adjoint_amplification)
-            and self.jacobian_spectral_radius < 1
-        )
+        """Whether deviations from the fixed point die out under plain iteration z ← f(z)."""
+        return self.exists and self.jacobian_spectral_radius < 1
 
 
 def mean_field(
@@ -116,7 +110,7 @@ def mean_field(
     form: Form = "out",
     input_variance: float = 1.0,
 ) -> MeanField:
-    r"""Return the mean-field fixed point of the DEQ :math:`z = \phi(Wz) + x` or :math:`\phi(Wz + x)`.
+    r"""Return the mean-field fixed point of :math:`z = \phi(Wz) + x` or :math:`\phi(Wz + x)`.
 
     The preactivation is :math:`h = G + c\,\phi(h)`, G normal, with :math:`c = V\chi` for GOE,
     :math:`-V\chi` for antisymmetric and 0 for random and orthogonal W, and
@@ -183,6 +177,17 @@ def mean_field(
     return MeanField(family, value, phi, form, sigma2, True, length, variance, law.response, law)
 
 
+def existing_law(found: MeanField) -> Law:
+    """Return the law of h, or raise ScaleError if there is no fixed point."""
+    if found.law is None:
+        raise ScaleError(
+            f"expected a gain at which the mean-field fixed point exists, received {found.gain:g} "
+            f"for the {found.family} family and {found.activation.name}. critical_gain gives the "
+            "least one at which it is lost."
+        )
+    return found.law
+
+
 def last_gain(
     family: str,
     activation: str | Activation | Function,
@@ -247,7 +252,7 @@ class _Equations:
 
     def solve(self, gain: float) -> tuple[float, float] | None:
         """Return y and χ, None if there is no solution."""
-        if gain == 0 or self.symmetry == 0:
+        if gain == 0 or self.symmetry == 0 or self.phi.steepest == 0:
             return self.without_reaction(gain)
         return self.with_reaction(gain)
 

@@ -6,8 +6,10 @@ Sections are those of ``docs/theory.md``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from deq_init.theory.activations import Activation, Function, Vector
@@ -60,7 +62,7 @@ def law_of(activation: Activation, deviation: float, reaction: float = 0.0) -> L
     """Return the law of h for a normal G of this standard deviation.
 
     Gauss-Legendre panels of 12 nodes: relative error of means near 1e-12 if the activation varies
-    on the scale of 1 or around its special points, 1e-3 across a jump of slope elsewhere.
+    on the scale of 1 or around its special points; up to 1e-3 across a jump of slope elsewhere.
 
     Parameters
     ----------
@@ -87,7 +89,7 @@ def _edges(activation: Activation, deviation: float, reaction: float) -> Vector:
     """Return panel ends: on the scale of the law, on that of φ, and around φ's special points."""
     low, high = (_end(activation, deviation, reaction, side) for side in (-1.0, 1.0))
     grades = 2.0 ** -np.arange(1, 9)
-    pieces = [np.linspace(low, 0, 16), np.linspace(0, high, 16)]
+    pieces: list[NDArray[Any]] = [np.linspace(low, 0, 16), np.linspace(0, high, 16)]
     features = np.concatenate([np.arange(0.5, 4.5, 0.5), 4 * 1.5 ** np.arange(1, 30)])
     pieces += [features, -features]
     for point in activation.special:
@@ -108,11 +110,13 @@ def _end(activation: Activation, deviation: float, reaction: float, side: float)
 
 
 def _at(function: Function, h: Vector) -> Vector:
-    return np.asarray(function(h), dtype=np.float64)
+    # A formula may overflow in a branch that it does not take.
+    with np.errstate(all="ignore"):
+        return np.asarray(function(h), dtype=np.float64)
 
 
 def norm_factor(law: Law, steepest: float) -> float:
-    r"""Return the limit of the spectral norm of diag(φ'(h)) W at gain 1, W random, GOE or antisymmetric.
+    r"""Return the limit of the spectral norm of diag(φ'(h)) W at gain 1, W not orthogonal.
 
     With :math:`T = \phi'^2`, the root of
     :math:`\min_t \frac1t + E\frac{T}{1 - tT}` over :math:`0 < t < 1/\sup T` (section B.2).
@@ -126,6 +130,8 @@ def norm_factor(law: Law, steepest: float) -> float:
     """
     if steepest == 0:
         return 0.0
+    # A slope that is a difference may exceed its supremum by rounding.
+    steepest = max(steepest, float(np.abs(law.slope).max()))
     t = (law.slope / steepest) ** 2
 
     def excess(s: float) -> float:
@@ -155,6 +161,7 @@ def symmetric_radius_factor(law: Law, slopes: tuple[float, float]) -> float:
     mean = law.mean(d)
     if mean < 0 or (mean == 0 and law.mean(d**3) < 0):
         d, top, mean = -d, -slopes[0], -mean
+    top = max(top, float(d.max()))
     if top <= 0:
         return 0.0
     d, mean = d / top, mean / top
