@@ -30,6 +30,10 @@ class FamilyError(DeqInitError, ValueError):
     """A name that is no family."""
 
 
+class ActivationError(DeqInitError, ValueError):
+    """An activation that is not known, or not a function that the theory covers."""
+
+
 class SeedError(DeqInitError, ValueError):
     """A seed that is no integer in [0, 2**64), or a seed beside a generator."""
 

@@ -1,6 +1,6 @@
-r"""What random-matrix theory predicts for the linear DEQ :math:`z = Wz + x`, :math:`|x|^2 = N`.
+r"""The linear DEQ :math:`z = Wz + x` with :math:`|x|^2 = n`.
 
-The length is :math:`q = |z|^2 / N`; :math:`V` is the squared gain. Sections are those of
+The length is :math:`q = |z|^2 / n`; :math:`V` is the squared gain. Sections are those of
 ``docs/theory.md``, where every formula is derived or cited.
 """
 
@@ -17,7 +17,7 @@ from scipy.stats import chi2, norm
 
 from deq_init import families
 from deq_init import scale as scales
-from deq_init.errors import FamilyError, ScaleError
+from deq_init.errors import ScaleError
 
 _GRID = 4000
 
@@ -26,14 +26,17 @@ def length_mean(family: str, gain: float, n: int | None = None) -> float:
     r"""Return the mean of the length q of the linear DEQ's fixed point.
 
     Random and orthogonal: :math:`1/(1-V)`. GOE: :math:`2/(\kappa(1+\kappa))` with
-    :math:`\kappa = \sqrt{1-4V}`.
+    :math:`\kappa = \sqrt{1-4V}`. Antisymmetric: :math:`(\sqrt{1+4V}-1)/(2V)`. It is also the mean
+    of :math:`|(I-W)^{-T}u|^2/|u|^2` for a u drawn independently of W, the amplification of
+    gradients.
 
     Parameters
     ----------
-    family : {"random", "orthogonal", "goe"}
+    family : {"random", "orthogonal", "goe", "antisymmetric"}
         The law of W.
     gain : float
-        Below the radius edge: gain < 1, for GOE gain < 1/2.
+        Below the radius edge: gain < 1, for GOE gain < 1/2. Antisymmetric: any gain, since I - W is
+        never singular; plain iteration converges below 1/2.
     n : int, optional
         Size of W. With it, the 1/n correction is added (for orthogonal the result is then exact);
         without it, the limit of large n is returned.
@@ -46,7 +49,7 @@ def length_mean(family: str, gain: float, n: int | None = None) -> float:
     Notes
     -----
     For random and GOE the mean at finite n is infinite, by an event of exponentially small
-    probability below the edge; the value is the mean without it. Sections A.2 and A.4.
+    probability below the edge; the value is the mean without it. Sections A.2, A.4 and A.5.
 
     Examples
     --------
@@ -63,33 +66,62 @@ def length_mean(family: str, gain: float, n: int | None = None) -> float:
         return mean * (1 + 2 * v / (n * (1 - v) ** 2))
     if family == "orthogonal":
         return mean * (1 + 2 * v / (n * (1 - v)))
+    if family == "antisymmetric":
+        return mean + (1 - (1 + 4 * v) ** -0.5) / (2 * n)
     epsilon = 1 - 4 * v
     return mean + ((1 + 4 * v) / (2 * epsilon**2) - epsilon**-1.5 / 2) / n
 
 
-def length_relative_variance(family: str, gain: float, n: int) -> float:
-    r"""Return Var(q) / E(q)² of the linear DEQ's fixed point, to leading order in 1/n.
+def input_gradient_mean(family: str, gain: float, n: int | None = None) -> float:
+    r"""Return the mean of :math:`|\partial L/\partial x|^2/n` for :math:`L = \frac12 |z|^2`.
 
-    With :math:`\tau` the mean of the eigenvalues and :math:`M = ((I-W)(I-W)^T)^{-1}`,
+    It is :math:`\tau(M^2)` with M of :func:`length_relative_variance`. Random:
+    :math:`(1-V)^{-4}`. Orthogonal: :math:`(1+V)/(1-V)^3`. GOE: :math:`(1-4V)^{-5/2}`.
+    Antisymmetric: :math:`(1+4V)^{-1/2}`.
 
-    .. math:: \frac{\mathrm{Var}\,q}{E[q]^2} =
-        \frac{2}{n+2}\left(\frac{\tau(M^2)}{\tau(M)^2} - 1\right) + O(n^{-2}).
+    Parameters
+    ----------
+    family, gain
+        As in :func:`length_mean`.
+    n : int, optional
+        Size of W. With it, the 1/n correction is added; none is known for random.
 
-    As the squared radius is :math:`1-\epsilon` and :math:`\epsilon \to 0`, n times it grows as
-    :math:`2\epsilon^{-2}` (random), :math:`\frac12\epsilon^{-3/2}` (GOE) and
-    :math:`4\epsilon^{-1}` (orthogonal).
-
-    Parameters and errors are those of :func:`length_mean`.
+    Raises
+    ------
+    FamilyError, ScaleError
+        As :func:`length_mean`; ScaleError for n with the random family.
 
     Notes
     -----
-    Valid while n·ε² (random), n·ε^1.5 (GOE) or n·ε (orthogonal) is large. Sections A.1 and A.2.
+    Sections A.1, A.2 and A.5.
 
     Examples
     --------
-    >>> round(200 * length_relative_variance("random", 0.7, 200), 2)
-    5.63
+    >>> round(input_gradient_mean("goe", 0.25), 4)
+    2.0528
     """
+    v = _squared_gain(family, gain)
+    mean = _moments(family, v)[1]
+    if n is None:
+        return mean
+    if family == "random":
+        raise ScaleError(
+            f"expected no n for the random family, received n={n!r}. Its 1/n correction is not "
+            "known here: leave out n for the limit."
+        )
+    if family == "orthogonal":
+        r = math.sqrt(v)
+        return mean + (((1 - r) ** -4 + (1 + r) ** -4) / 2 - mean) / n
+    if family == "antisymmetric":
+        u = 1 + 4 * v
+        return mean + (1 - (1 + u) / 2 * u**-1.5) / (2 * n)
+    s, u = 2 * math.sqrt(v), 1 - 4 * v
+    ends = ((1 - s) ** -4 + (1 + s) ** -4) / 4
+    return mean + (ends - (5 * u**-3.5 - 3 * u**-2.5) / 4) / n
+
+
+def linear_relative_variance(family: str, gain: float, n: int) -> float:
+    """Return Var(q) / E(q)² of the linear DEQ: see :func:`length_relative_variance`."""
     m2, m4 = _moments(family, _squared_gain(family, gain))
     return 2 / (n + 2) * (m4 / m2**2 - 1)
 
@@ -189,22 +221,21 @@ def _orthogonal_quantile(v: float, n: int, p: NDArray[np.float64]) -> NDArray[np
 
 
 def _moments(family: str, v: float) -> tuple[float, float]:
-    """Return the limits of the means of M and M², M = ((I-W)(I-W)ᵀ)⁻¹: table of section A.2."""
+    """Return the limits of the means of M and M², M = ((I-W)(I-W)ᵀ)⁻¹: sections A.2 and A.5."""
     if family == "random":
         return 1 / (1 - v), (1 - v) ** -4
     if family == "orthogonal":
         return 1 / (1 - v), (1 + v) / (1 - v) ** 3
+    if family == "antisymmetric":
+        root = math.sqrt(1 + 4 * v)
+        return 2 / (1 + root), 1 / root
     kappa = math.sqrt(1 - 4 * v)
     return 2 / (kappa * (1 + kappa)), kappa**-5
 
 
 def _squared_gain(family: str, gain: float) -> float:
-    if families.get(family).name not in families.PAPER:
-        raise FamilyError(
-            f"expected a family out of {', '.join(families.PAPER)}, received {family!r}. "
-            "No formula is known here for the others."
-        )
-    edge = 1 / families.get(family).radius_edge
+    law = families.get(family)
+    edge = math.inf if law.symmetry == -1 else 1 / law.radius_edge
     value = scales.require_scale("gain", gain).value
     if not value < edge:
         raise ScaleError(
