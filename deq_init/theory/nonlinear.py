@@ -151,7 +151,8 @@ def mean_field(
     -----
     Relative accuracy near 1e-10 for the named activations, away from the edge of existence; there,
     :math:`10^{-12}` is amplified by the derivative of the length by the gain. At finite n, lengths
-    differ by a relative O(1/n), more near the edge. A few milliseconds. Section B.1.
+    differ by a relative O(1/n), more near the edge. A few milliseconds; up to half a second to find
+    that GOE has no solution. Section B.1.
 
     Examples
     --------
