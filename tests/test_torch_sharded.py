@@ -24,7 +24,7 @@ CHECKS = (
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
     reason="this PyTorch has no gloo",
 )
-@pytest.mark.parametrize("world", [3, 4])  # uneven and empty shards; meshes of two axes
+@pytest.mark.parametrize("world", [2, 3, 4])  # uneven and empty shards; meshes of two axes
 def test_shards_are_parts_of_the_whole(world, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
