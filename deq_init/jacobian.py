@@ -245,7 +245,7 @@ def search(wanted: Target, first: float, evaluate: Callable[[float], Measurement
         else:
             lost.append(x)
         step = _next(found, lost)
-        if step is None or abs(step - x) < wanted.rtol / 100:
+        if step is None:
             break
         x = step
     return _result(wanted, best, len(found) + len(lost), _reason(wanted, found, lost, best))
@@ -266,8 +266,12 @@ def _next(found: dict[float, float], lost: list[float]) -> float | None:
     nearest = min(points, key=lambda x: abs(found[x]))
     low, high = _bracket(found, lost, nearest)
     step = _secant(found, nearest)
-    if math.isinf(low) or math.isinf(high):
-        return nearest + min(max(step - nearest, -_FARTHEST), _FARTHEST)
+    if math.isinf(low):
+        step = nearest + min(max(step - nearest, -_FARTHEST), _FARTHEST)
+        if not points[0] < step < points[-1] and step not in found:
+            return step
+        # Not increasing here: farther out it may.
+        return points[-1] + _FARTHEST / 2 if found[nearest] < 0 else points[0] - _FARTHEST / 2
     width = high - low
     if width < 1e-6:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class Layout:
         return self.bounds[-1][1]
 
 
-def layout(shapes: Sequence[Sequence[int]], dtypes: Sequence[Any]) -> Layout:
+def layout(shapes: Iterable[Iterable[int]], dtypes: Iterable[Any]) -> Layout:
     """Return the layout of a state's leaves.
 
     Raises
@@ -74,7 +74,7 @@ def layout(shapes: Sequence[Sequence[int]], dtypes: Sequence[Any]) -> Layout:
     return result
 
 
-def require_like(expected: Layout, shapes: Sequence[Sequence[int]], same_tree: bool) -> None:
+def require_like(expected: Layout, shapes: Iterable[Iterable[int]], same_tree: bool) -> None:
     """Raise FunctionError if what f returned is not like the state that it was given."""
     received = tuple(tuple(shape) for shape in shapes)
     if not same_tree or received != expected.shapes:
