@@ -153,8 +153,11 @@ class IterationPrimitives(Protocol):
     def eye(self, size: int, like: Array) -> Array:
         """The identity, of the dtype and device of ``like``."""
 
+    def integers(self, x: Array) -> Array:
+        """Booleans as 0 and 1."""
+
     def transpose(self, x: Array) -> Array:
-        """Transpose of a matrix."""
+        """The last two axes swapped."""
 
     def put(self, x: Array, index: Any, value: Array) -> Array:
         """``x`` with ``x[:, index]`` set, written to if it can be."""
@@ -180,6 +183,9 @@ class IterationPrimitives(Protocol):
     def sum(self, x: Array, axis: int) -> Array:
         """Sum along an axis."""
 
+    def max(self, x: Array, axis: int) -> Array:
+        """Largest entry along an axis."""
+
     def sqrt(self, x: Array) -> Array:
         """Square root."""
 
@@ -194,3 +200,10 @@ class IterationPrimitives(Protocol):
 
     def eigh(self, x: Array) -> tuple[Array, Array]:
         """Eigenvalues, rising, and eigenvectors of symmetric matrices."""
+
+    def eig(self, x: Array) -> tuple[Array, Array]:
+        """Moduli of the eigenvalues of matrices, and of the entries of the left eigenvectors.
+
+        These are columns, and each one's product with the right eigenvector of length 1 is 1.
+        Where there is no basis of eigenvectors, they are not finite, or huge.
+        """

@@ -50,6 +50,14 @@ class ShardingError(DeqInitError, ValueError):
     """A sharding that an array cannot be given here."""
 
 
+class SolverError(DeqInitError, ValueError):
+    """A tolerance, step cap or method that a solver or a measurement cannot be given."""
+
+
+class FunctionError(DeqInitError, ValueError):
+    """A function that does not map a state to one like it, or that cannot be differentiated."""
+
+
 class DataError(DeqInitError, RuntimeError):
     """A data set that could not be found, fetched or read."""
 

@@ -89,7 +89,7 @@ def symmetric_norm(
     """
     batch, n = start.shape
     size = min(max_steps, n)
-    epsilon = _epsilon(start)
+    epsilon = epsilon_of(start)
     length = xp.sqrt(xp.sum(start * start, 1))
     basis = xp.put(xp.zeros((batch, size + 1, n), start), 0, start / length[:, None])
 
@@ -129,6 +129,92 @@ def symmetric_norm(
     return Estimate(value, error, count * (1 + squared), error <= rtol * value)
 
 
+def spectral_radius(
+    xp: IterationPrimitives,
+    apply: Callable[[Array], Array],
+    start: Array,
+    *,
+    rtol: float,
+    max_steps: int,
+) -> Estimate:
+    """Return the largest modulus of an eigenvalue of any operators, by Arnoldi.
+
+    Parameters
+    ----------
+    xp : IterationPrimitives
+        The backend's arrays and loops.
+    apply : callable
+        The operators' products with vectors, both of shape (batch, n).
+    start : array, shape (batch, n)
+        Normal vectors, say.
+    rtol : float
+        Relative error to stop at.
+    max_steps : int
+        Products at most; with n of them the eigenvalues are those of the operator.
+
+    Returns
+    -------
+    Estimate
+        Arrays of shape (batch,). Entries that are not finite give a value of NaN.
+
+    Notes
+    -----
+    The error is the residual of the dominant Ritz value times its condition number, or how much
+    the value moved since it was last looked at, if that is more; and what rounding makes of the
+    condition number. Where many eigenvalues share the largest modulus, as an orthogonal matrix's
+    do, it is several times the true error.
+    """
+    batch, n = start.shape
+    size = min(max_steps, n)
+    epsilon = epsilon_of(start)
+    length = xp.sqrt(xp.sum(start * start, 1))
+    basis = xp.put(xp.zeros((batch, size + 1, n), start), 0, start / length[:, None])
+
+    def unfinished(state: tuple[Array, ...]) -> Any:
+        count, _, _, _, value, error = state
+        return (count < size) & xp.any((error > rtol * value) & xp.isfinite(value))
+
+    def some_steps(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        count, basis, rows, beta, before, _ = state
+
+        def step(index: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
+            basis, rows, beta = state
+            known = xp.leading(basis, index + 1)
+            x = apply(xp.take(basis, index))
+            scale = xp.sqrt(xp.sum(x * x, 1))
+            first = _components(known, x)
+            x = x - _combine(known, first)
+            second = _components(known, x)
+            x = x - _combine(known, second)
+            beside = xp.sqrt(xp.sum(x * x, 1))
+            # What rounding leaves of an invariant subspace is no new direction.
+            goes_on = (beside > 10 * epsilon * scale) & (index + 1 < n)
+            unit = x / xp.maximum(beside, _TINY)[:, None]
+            basis = xp.put(basis, index + 1, xp.where(goes_on[:, None], unit, 0.0))
+            row = (first + second)[:, :size]
+            row = xp.concatenate([row, xp.zeros((batch, size - row.shape[1]), row)], 1)
+            rows = xp.put(rows, index, row)
+            return basis, rows, xp.put(beta, index, xp.where(goes_on, beside, 0.0))
+
+        # Decompositions cost more and more: a constant number of them for each doubling.
+        stop = xp.minimum(count + xp.maximum(count // 2, xp.integer(_CHECK)), size)
+        basis, rows, beta = xp.fori_loop(count, stop, step, (basis, rows, beta))
+        known = xp.leading(rows, stop)
+        value, error = _dominant(
+            xp, known[:, :, : known.shape[1]], xp.leading(beta, stop), stop, epsilon
+        )
+        moved = xp.where(xp.take(beta, stop - 1) > 0, abs(value - before), 0.0)
+        return stop, basis, rows, beta, value, xp.where(moved > error, moved, error)
+
+    rows, beta = xp.zeros((batch, size, size), start), xp.zeros((batch, size), start)
+    unknown = xp.zeros((batch,), start)
+    state = xp.while_loop(
+        unfinished, some_steps, (xp.integer(0), basis, rows, beta, unknown, unknown + np.inf)
+    )
+    count, value, error = state[0], state[4], state[5]
+    return Estimate(value, error, count, error <= rtol * value)
+
+
 def matrix_norm(xp: IterationPrimitives, w: Array, start: Array, *, symmetric: bool) -> Estimate:
     """Return the spectral norm of a matrix to a few units in the last place.
 
@@ -158,12 +244,13 @@ def matrix_norm(xp: IterationPrimitives, w: Array, start: Array, *, symmetric: b
         return y if symmetric else y @ w / scale
 
     found = symmetric_norm(
-        xp, apply, start, rtol=8 * _epsilon(w), max_steps=_STEPS, squared=not symmetric
+        xp, apply, start, rtol=8 * epsilon_of(w), max_steps=_STEPS, squared=not symmetric
     )
     return replace(found, value=found.value * scale, error=found.error * scale)
 
 
-def _epsilon(x: Array) -> float:
+def epsilon_of(x: Array) -> float:
+    """Return the machine epsilon of an array's dtype."""
     return float(np.finfo(str(x.dtype).rpartition(".")[2]).eps)
 
 
@@ -175,6 +262,14 @@ def _components(basis: Array, x: Array) -> Array:
 def _combine(basis: Array, components: Array) -> Array:
     """Return the vectors of these components, (batch, k, n) and (batch, k) -> (batch, n)."""
     return (components[:, None, :] @ basis)[:, 0, :]
+
+
+def _above_diagonal(xp: IterationPrimitives, beta: Array, count: Any) -> Array:
+    """Return matrices with the first ``count - 1`` entries of beta to the right of the diagonal."""
+    eye = xp.eye(beta.shape[1], beta)
+    last = xp.take(beta, count - 1) * 0.0
+    inner = beta * xp.put(beta * 0.0 + 1.0, count - 1, last)
+    return inner[:, :, None] * xp.concatenate([eye[1:], eye[:1] * 0.0], 0)
 
 
 def _ritz(
@@ -189,17 +284,12 @@ def _ritz(
     value stands in.
     """
     size = alpha.shape[1]
-    eye = xp.eye(size, alpha)
     finite = xp.isfinite(xp.sum(alpha + beta, 1))
     alpha, beta = (xp.where(finite[:, None], x, 0.0) for x in (alpha, beta))
     coupling = xp.take(beta, count - 1)
-    inner = beta * xp.put(beta * 0.0 + 1.0, count - 1, coupling * 0.0)
-    # Row i + 1, column i.
-    below = xp.concatenate(
-        [xp.zeros((alpha.shape[0], 1, size), alpha), (inner[:, :, None] * eye)[:, :-1]], 1
-    )
-    above = inner[:, :, None] * xp.concatenate([eye[1:], eye[:1] * 0.0], 0)
-    theta, vectors = xp.eigh(alpha[:, :, None] * eye + below + above)
+    above = _above_diagonal(xp, beta, count)
+    diagonal = alpha[:, :, None] * xp.eye(size, alpha)
+    theta, vectors = xp.eigh(diagonal + above + xp.transpose(above))
     residual = coupling[:, None] * abs(xp.take(vectors, count - 1))
     ends = []
     for value, far, r in (
@@ -215,3 +305,27 @@ def _ritz(
         error = error / (root + xp.sqrt(value + error) + _TINY)
         value = root
     return xp.where(finite, value, np.nan), xp.where(finite, error, np.inf)
+
+
+def _dominant(
+    xp: IterationPrimitives, rows: Array, beta: Array, count: Any, epsilon: float
+) -> tuple[Array, Array]:
+    """Return the largest modulus of the Ritz values and an estimate of its error.
+
+    Row j of rows has the entries up to the diagonal of column j of the Hessenberg matrix H, and
+    beta those below the diagonal. A left eigenvector of Hᵀ is a right one of H: its last entry
+    times the last beta is the residual, and scaled as :meth:`IterationPrimitives.eig` does, the
+    residual times the condition number.
+    """
+    finite = xp.isfinite(xp.sum(xp.sum(rows, 2) + beta, 1))
+    rows = xp.where(finite[:, None, None], rows, 0.0)
+    beta = xp.where(finite[:, None], beta, 0.0)
+    coupling = xp.take(beta, count - 1)[:, None]
+    moduli, dual = xp.eig(rows + _above_diagonal(xp, beta, count))
+    value = xp.max(moduli, 1)
+    rounding = epsilon * xp.sqrt(xp.sum(xp.sum(rows * rows, 2) + beta * beta, 1))
+    errors = xp.where(coupling > 0, coupling * xp.take(dual, count - 1), 0.0)
+    errors = errors + rounding[:, None] * xp.sqrt(xp.sum(dual * dual, 1))
+    error = xp.max(xp.where(moduli >= (1 - 1e-5) * value[:, None], errors, 0.0), 1)
+    known = xp.isfinite(error)
+    return xp.where(finite, value, np.nan), xp.where(finite & known, error, np.inf)

@@ -8,6 +8,23 @@ from deq_init.errors import require
 require("jax", "jax")
 
 from deq_init.jax.initializers import antisymmetric, goe, orthogonal, random, rescale  # noqa: E402
+from deq_init.jax.jacobian import (  # noqa: E402
+    fixed_point,
+    jacobian_norm,
+    jacobian_spectral_radius,
+    rescale_jacobian,
+)
 from deq_init.jax.selection import initialize  # noqa: E402
 
-__all__ = ["antisymmetric", "goe", "initialize", "orthogonal", "random", "rescale"]
+__all__ = [
+    "antisymmetric",
+    "fixed_point",
+    "goe",
+    "initialize",
+    "jacobian_norm",
+    "jacobian_spectral_radius",
+    "orthogonal",
+    "random",
+    "rescale",
+    "rescale_jacobian",
+]

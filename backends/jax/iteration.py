@@ -38,9 +38,13 @@ class Iteration:
         """The identity."""
         return jnp.eye(size, dtype=like.dtype)
 
+    def integers(self, x: jax.Array) -> jax.Array:
+        """Booleans as numbers."""
+        return x.astype(jnp.int32)
+
     def transpose(self, x: jax.Array) -> jax.Array:
-        """Transpose."""
-        return x.T
+        """The last two axes swapped."""
+        return x.mT
 
     def put(self, x: jax.Array, index: Any, value: jax.Array) -> jax.Array:
         """A new array with x[:, index] set."""
@@ -74,6 +78,10 @@ class Iteration:
         """Sum along an axis."""
         return jnp.sum(x, axis)
 
+    def max(self, x: jax.Array, axis: int) -> jax.Array:
+        """Largest entry along an axis."""
+        return jnp.max(x, axis)
+
     def sqrt(self, x: jax.Array) -> jax.Array:
         """Square root."""
         return jnp.sqrt(x)
@@ -94,6 +102,11 @@ class Iteration:
         """Eigenvalues and eigenvectors of small symmetric matrices."""
         values, vectors = jnp.linalg.eigh(x)
         return values, vectors
+
+    def eig(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Moduli of eigenvalues and left eigenvectors of small matrices."""
+        values, vectors = jnp.linalg.eig(x)
+        return jnp.abs(values), jnp.abs(jnp.linalg.inv(vectors).mT)
 
 
 xp = Iteration()

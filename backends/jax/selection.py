@@ -103,8 +103,8 @@ def initialize(
     }
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     leaves = [leaf for _, leaf in paths]
-    arrays = [index for index, leaf in enumerate(leaves) if _is_array(leaf)]
-    weights = [_weight(*paths[index]) for index in arrays]
+    arrays = [index for index, leaf in enumerate(leaves) if is_array(leaf)]
+    weights = [weight_of(*paths[index]) for index in arrays]
     result = selection.requests(weights, layout, where, options)
     for index, request in zip(arrays, result, strict=True):
         if request.plan is not None:
@@ -116,11 +116,13 @@ def initialize(
     return jax.tree_util.tree_unflatten(structure, leaves), summary
 
 
-def _is_array(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Return whether a leaf of a pytree is an array."""
     return isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
 
 
-def _weight(path: Any, leaf: Any) -> selection.Weight:
+def weight_of(path: Any, leaf: Any) -> selection.Weight:
+    """Return an array as the selection lists it."""
     # Flax boxes arrays in variables whose only child has this name.
     if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]

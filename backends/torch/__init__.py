@@ -8,6 +8,23 @@ from deq_init.errors import require
 require("torch", "torch")
 
 from deq_init.torch.initializers import antisymmetric_, goe_, orthogonal_, random_, rescale_  # noqa: E402
+from deq_init.torch.jacobian import (  # noqa: E402
+    fixed_point,
+    jacobian_norm,
+    jacobian_spectral_radius,
+    rescale_jacobian_,
+)
 from deq_init.torch.modules import initialize_  # noqa: E402
 
-__all__ = ["antisymmetric_", "goe_", "initialize_", "orthogonal_", "random_", "rescale_"]
+__all__ = [
+    "antisymmetric_",
+    "fixed_point",
+    "goe_",
+    "initialize_",
+    "jacobian_norm",
+    "jacobian_spectral_radius",
+    "orthogonal_",
+    "random_",
+    "rescale_",
+    "rescale_jacobian_",
+]

@@ -42,9 +42,13 @@ class Iteration:
         """The identity."""
         return torch.eye(size, dtype=like.dtype, device=like.device)
 
+    def integers(self, x: Tensor) -> Tensor:
+        """Booleans as numbers."""
+        return x.to(torch.int64)
+
     def transpose(self, x: Tensor) -> Tensor:
-        """Transpose."""
-        return x.T
+        """The last two axes swapped."""
+        return x.mT
 
     def put(self, x: Tensor, index: int, value: Tensor) -> Tensor:
         """Set x[:, index], in place."""
@@ -79,6 +83,10 @@ class Iteration:
         """Sum along an axis."""
         return x.sum(axis)
 
+    def max(self, x: Tensor, axis: int) -> Tensor:
+        """Largest entry along an axis."""
+        return x.amax(axis)
+
     def sqrt(self, x: Tensor) -> Tensor:
         """Square root."""
         return torch.sqrt(x)
@@ -93,12 +101,17 @@ class Iteration:
 
     def maximum(self, x: Any, y: Any) -> Any:
         """The larger."""
-        return torch.maximum(x, torch.as_tensor(y).to(x))
+        return max(x, y) if isinstance(x, int) else torch.maximum(x, torch.as_tensor(y).to(x))
 
     def eigh(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenvectors of small symmetric matrices, on the CPU in float64."""
         values, vectors = torch.linalg.eigh(x.to("cpu", torch.float64))
         return values.to(x), vectors.to(x)
+
+    def eig(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Moduli of eigenvalues and left eigenvectors of small matrices, on the CPU in float64."""
+        values, vectors = torch.linalg.eig(x.to("cpu", torch.float64))
+        return values.abs().to(x), torch.linalg.inv_ex(vectors).inverse.mT.abs().to(x)
 
 
 xp = Iteration()

@@ -1,0 +1,379 @@
+"""Fixed points, the Jacobian there, and weights scaled to its norm, in PyTorch's idiom."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from deq_init import fixed_point as core
+from deq_init import jacobian
+from deq_init.errors import FunctionError, SelectionError
+from deq_init.fixed_point import Method, Solution
+from deq_init.jacobian import Measurement, Rescaling
+from deq_init.plan import compute_dtype
+from deq_init.spectra import Estimate
+from deq_init.torch import filling
+from deq_init.torch.iteration import xp
+from deq_init.torch.states import Flat, State
+
+Function = Callable[[State], State]
+Product = Callable[[Tensor], Tensor]
+
+
+def fixed_point(
+    f: Function,
+    z0: State,
+    *,
+    method: Method = "anderson",
+    rtol: float = 1e-5,
+    max_steps: int = 1000,
+    memory: int = 5,
+    damping: float = 1.0,
+) -> Solution:
+    """Solve z = f(z) for each sample, from z0.
+
+    Parameters
+    ----------
+    f : callable
+        Maps a state to one like it, each sample for itself. A module is called in the mode that
+        it is in: put one with dropout or batch normalization into ``eval()`` mode.
+    z0 : Tensor of shape (batch, ...), or tuple, list or dict of such
+        Where to start; float16, bfloat16, float32 or float64.
+    method : {"anderson", "plain"}
+        Anderson acceleration, or z <- z + damping (f(z) - z).
+    rtol : float
+        Bound on |f(z) - z| / |f(z)| of a sample.
+    max_steps : int
+        Evaluations of f at most.
+    memory : int
+        Differences that Anderson acceleration keeps.
+    damping : float
+        In (0, 1].
+
+    Returns
+    -------
+    Solution
+        Its value is a state like z0, without gradient; residual, steps and converged have shape
+        (batch,). A sample that diverges keeps its last finite value and has the residual inf.
+
+    Raises
+    ------
+    ShapeError, DTypeError, SolverError, FunctionError
+        For a state, an option or an f that are not as above. Divergence raises nothing.
+
+    Examples
+    --------
+    >>> solution = fixed_point(lambda z: 0.5 * z + 1, torch.zeros(2, 3))
+    >>> bool(solution.converged.all()), round(solution.value[0, 0].item(), 4)
+    (True, 2.0)
+    """
+    flat = Flat(z0)
+    with torch.no_grad():
+        found = core.solve(
+            xp,
+            flat.map(f),
+            flat.flatten(z0),
+            method=method,
+            rtol=rtol,
+            max_steps=max_steps,
+            memory=memory,
+            damping=damping,
+        )
+        value = flat.unflatten(found.value)
+    return Solution(value, found.residual, found.steps, found.converged)
+
+
+def jacobian_norm(
+    f: Function,
+    z: State,
+    *,
+    rtol: float = 1e-3,
+    max_steps: int = jacobian.MAX_STEPS["jacobian_norm"],
+) -> Estimate:
+    """Return the spectral norm of the Jacobian of f at z, for each sample.
+
+    Parameters
+    ----------
+    f : callable
+        Maps a state to one like it, each sample for itself, and is differentiable. It is called
+        once; its parameters' ``.grad`` is left alone.
+    z : Tensor of shape (batch, ...), or tuple, list or dict of such
+        Where, usually a fixed point; float16, bfloat16, float32 or float64.
+    rtol : float
+        Relative error of each sample's norm to stop at.
+    max_steps : int
+        Pairs of products with the Jacobian at most; memory for so many states is taken.
+
+    Returns
+    -------
+    Estimate
+        value, error and converged have shape (batch,).
+
+    Raises
+    ------
+    ShapeError, DTypeError, SolverError, FunctionError
+        For a state, an option or an f that are not as above.
+
+    Notes
+    -----
+    Lanczos on JᵀJ, from reverse-mode products and the derivatives of these in their argument. The
+    Jacobian is never formed. Scaled dot-product attention uses its mathematical form, and
+    compiled modules run uncompiled: the fast ones cannot be differentiated twice.
+
+    Examples
+    --------
+    >>> w = torch.diag(torch.tensor([0.5, -0.9]))
+    >>> jacobian_norm(lambda z: z @ w.T, torch.zeros(1, 2)).value
+    tensor([0.9000])
+    """
+    return _estimate("jacobian_norm", f, z, rtol, max_steps)
+
+
+def jacobian_spectral_radius(
+    f: Function,
+    z: State,
+    *,
+    rtol: float = 1e-3,
+    max_steps: int = jacobian.MAX_STEPS["spectral_radius"],
+) -> Estimate:
+    """Return the largest modulus of an eigenvalue of the Jacobian of f at z, for each sample.
+
+    Parameters, returns and errors are those of :func:`jacobian_norm`; a step is one product.
+
+    Notes
+    -----
+    Arnoldi, right for complex eigenvalues and non-normal Jacobians, and exact to rounding for
+    states of up to ``max_steps`` numbers. For larger ones whose eigenvalues crowd at the edge, as
+    an orthogonal matrix's do, the estimate may not converge, and says so.
+
+    Examples
+    --------
+    >>> w = torch.tensor([[0.0, -0.9], [0.9, 0.0]])  # eigenvalues 0.9 i and -0.9 i
+    >>> jacobian_spectral_radius(lambda z: z @ w.T, torch.zeros(1, 2)).value
+    tensor([0.9000])
+    """
+    return _estimate("spectral_radius", f, z, rtol, max_steps)
+
+
+def rescale_jacobian_(
+    weights: Tensor | Iterable[Tensor],
+    f: Function,
+    z0: State,
+    *,
+    jacobian_norm: float | None = None,
+    spectral_radius: float | None = None,
+    rtol: float = 0.01,
+    solver: Callable[[Function, State], State] | None = None,
+) -> Rescaling:
+    """Multiply weights by one factor that gives the Jacobian at the fixed point this norm or radius.
+
+    Parameters
+    ----------
+    weights : Tensor or iterable of Tensor
+        Those that f uses and that are to be scaled, in place; tied ones count once.
+    f : callable
+        Maps a state to one like it, each sample for itself, and is differentiable.
+    z0 : Tensor of shape (batch, ...), or tuple, list or dict of such
+        Where the first fixed point is looked for; a few samples are enough.
+    jacobian_norm, spectral_radius : float
+        The target for the mean over the batch, one of the two.
+    rtol : float
+        Relative error of the mean that is good enough.
+    solver : callable, optional
+        ``solver(f, z0) -> z`` finds the fixed point instead of :func:`fixed_point`. What it
+        returns counts as one if its residual is at most rtol / 4.
+
+    Returns
+    -------
+    Rescaling
+        Whether the target was reached, the value that was, and the factor. If it was not reached,
+        for lack of a fixed point or because no factor gives it, the weights are as they were, to
+        the bit, and ``reason`` says why.
+
+    Raises
+    ------
+    ScaleError, SolverError, ShapeError, DTypeError, WeightError, SelectionError, FunctionError
+        The weights are then as they were, as after any exception from f.
+
+    Examples
+    --------
+    >>> layer = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = torch.nn.init.eye_(layer.weight)
+    >>> result = rescale_jacobian_(layer.weight, layer, torch.zeros(1, 2), jacobian_norm=0.5)
+    >>> result.reached, layer.weight[0, 0].item()
+    (True, 0.5)
+    """
+    wanted = jacobian.target(jacobian_norm, spectral_radius, rtol)
+    flat, scaled = Flat(z0), _Scaled(weights)
+    search = _Search(wanted, f, flat, flat.flatten(z0).detach(), solver)
+    with scaled.restored_unless_kept():
+        first = search.first()
+
+        def evaluate(factor: float) -> Measurement:
+            scaled.multiply(factor)
+            return search.measure()
+
+        result = jacobian.search(wanted, first, evaluate)
+        if result.reached:
+            scaled.keep(result.factor)
+    return result
+
+
+def _estimate(kind: jacobian.Kind, f: Function, z: State, rtol: float, steps: int) -> Estimate:
+    core.require_rtol(rtol)
+    core.require_count("max_steps", steps)
+    flat = Flat(z)
+    return _measure(kind, flat.map(f), flat.flatten(z).detach(), rtol, steps)
+
+
+def _measure(kind: jacobian.Kind, f: Product, z: Tensor, rtol: float, steps: int) -> Estimate:
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
+    if z.shape[0] == 0:
+        empty = z.new_zeros(0)
+        return Estimate(empty, empty, 0, empty > 0)
+    jvp, vjp = _products(f, z)
+    return jacobian.measure(kind, xp, jvp, vjp, start, rtol=rtol, max_steps=steps)
+
+
+def _products(f: Product, z: Tensor) -> tuple[Product, Product]:
+    """Return products with the Jacobian of f at z and with its transpose, f being called once.
+
+    u -> Jᵀu is linear, so J is the transpose of its derivative. That asks of f no forward-mode
+    formula, and nothing of its buffers.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.compiler.set_stance("force_eager"),
+    ):
+        z = z.clone().requires_grad_()
+        y = f(z)
+        u = torch.zeros_like(y, requires_grad=True)
+        pulled = None
+        if y.requires_grad:
+            (pulled,) = torch.autograd.grad(y, z, u, create_graph=True, allow_unused=True)
+    if pulled is None:
+        raise FunctionError(
+            "expected f to be differentiable in its argument, received one whose result does not "
+            "depend on it for autograd. Leave out detach() and no_grad() inside f."
+        )
+
+    def vjp(x: Tensor) -> Tensor:
+        return torch.autograd.grad(y, z, x, retain_graph=True)[0]
+
+    def jvp(x: Tensor) -> Tensor:
+        if not pulled.requires_grad:
+            return torch.zeros_like(x)
+        (pushed,) = torch.autograd.grad(pulled, u, x, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(x) if pushed is None else pushed
+
+    return jvp, vjp
+
+
+class _Search:
+    """Fixed points of f and the Jacobian there, each solve started where the last one ended."""
+
+    def __init__(
+        self,
+        wanted: jacobian.Target,
+        f: Function,
+        flat: Flat,
+        z0: Tensor,
+        solver: Callable[[Function, State], State] | None,
+    ) -> None:
+        self._wanted, self._f, self._flat, self._solver = wanted, f, flat, solver
+        self._map, self._z = flat.map(f), z0
+
+    def first(self) -> float:
+        """Return the value near the fixed point: one step away from the start."""
+        with torch.no_grad():
+            z = self._map(self._z)
+        return self._at(z, z.new_ones(z.shape[0]) > 0).value if z.isfinite().all() else 1.0
+
+    def measure(self) -> Measurement:
+        """Return what is measured at the fixed point."""
+        z, found = self._solve()
+        if not bool(found.all()):
+            return Measurement(float("nan"), float("inf"), False)
+        self._z = z
+        return self._at(z, found)
+
+    def _at(self, z: Tensor, found: Tensor) -> Measurement:
+        wanted = self._wanted
+        steps = jacobian.MAX_STEPS[wanted.kind]
+        estimate = _measure(wanted.kind, self._map, z, wanted.measuring_rtol, steps)
+        return jacobian.measurement(
+            estimate.value.tolist(), estimate.error.tolist(), found.tolist()
+        )
+
+    def _solve(self) -> tuple[Tensor, Tensor]:
+        wanted = self._wanted
+        with torch.no_grad():
+            if self._solver is None:
+                found = core.solve(
+                    xp,
+                    self._map,
+                    self._z,
+                    rtol=wanted.solving_rtol,
+                    max_steps=jacobian.SOLVER_STEPS,
+                )
+                return found.value, found.converged
+            z = self._flat.flatten(self._solver(self._f, self._flat.unflatten(self._z))).detach()
+            found = core.solve(xp, self._map, z, rtol=wanted.rtol / 4, max_steps=1)
+            return z, found.converged
+
+
+class _Scaled:
+    """Weights that are multiplied in place, and put back."""
+
+    def __init__(self, weights: Tensor | Iterable[Tensor]) -> None:
+        listed = [weights] if isinstance(weights, Tensor) else list(weights)
+        for weight in listed:
+            filling.require_writable(weight)
+            compute_dtype(filling.dtype_name(weight))
+        self._weights = list({id(weight): weight for weight in listed}.values())
+        if not self._weights:
+            raise SelectionError(
+                "expected at least one weight to scale, received none. Pass e.g. layer.weight."
+            )
+        self._originals = [weight.detach().clone() for weight in self._weights]
+        self._kept = False
+
+    @contextmanager
+    def restored_unless_kept(self) -> Iterator[None]:
+        """Put the weights back at the end, whatever happens, unless they are kept."""
+        try:
+            yield
+        finally:
+            if not self._kept:
+                self._set(self._originals)
+
+    def multiply(self, factor: float) -> None:
+        """Set the weights to their originals times a factor, rounded once."""
+        self._set(
+            [
+                (original.to(getattr(torch, _compute(original))) * factor).to(original.dtype)
+                for original in self._originals
+            ]
+        )
+
+    def keep(self, factor: float) -> None:
+        """Leave the weights multiplied by this factor."""
+        self.multiply(factor)
+        self._kept = True
+
+    def _set(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for weight, value in zip(self._weights, values, strict=True):
+                weight.copy_(value)
+
+
+def _compute(x: Any) -> str:
+    return compute_dtype(filling.dtype_name(x))

@@ -1,0 +1,90 @@
+"""States as trees of tensors, flattened to (batch, n) and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deq_init import states
+from deq_init.errors import DTypeError
+from deq_init.torch import filling
+
+State = Any
+"""A tensor of shape (batch, ...), or a tuple, list or dictionary of states."""
+
+
+class Flat:
+    """A state's layout, and its maps in terms of tensors of shape (batch, n)."""
+
+    def __init__(self, z: State) -> None:
+        leaves = _leaves(z)
+        self._tree = z
+        self.layout = states.layout(
+            [leaf.shape for leaf in leaves], [filling.dtype_name(leaf) for leaf in leaves]
+        )
+        self._dtypes = [leaf.dtype for leaf in leaves]
+        self._dtype = getattr(torch, self.layout.dtype)
+
+    def flatten(self, z: State) -> Tensor:
+        """Return a state of this layout as one tensor."""
+        leaves = _leaves(z)
+        same = _shape_of(z) == _shape_of(self._tree)
+        states.require_like(self.layout, [leaf.shape for leaf in leaves], same)
+        batch = self.layout.batch
+        flat = [
+            leaf.reshape(batch, end - begin).to(self._dtype)
+            for leaf, (begin, end) in zip(leaves, self.layout.bounds, strict=True)
+        ]
+        return torch.cat(flat, 1)
+
+    def unflatten(self, x: Tensor) -> State:
+        """Return the state of a tensor."""
+        leaves = iter(
+            [
+                x[:, begin:end].reshape(shape).to(dtype)
+                for (begin, end), shape, dtype in zip(
+                    self.layout.bounds, self.layout.shapes, self._dtypes, strict=True
+                )
+            ]
+        )
+        return _rebuild(self._tree, leaves)
+
+    def map(self, f: Callable[[State], State]) -> Callable[[Tensor], Tensor]:
+        """Return f as a map between tensors of shape (batch, n)."""
+        return lambda x: self.flatten(f(self.unflatten(x)))
+
+
+def _leaves(z: State) -> list[Tensor]:
+    if isinstance(z, Tensor):
+        return [z]
+    if isinstance(z, Mapping):
+        return [leaf for key in z for leaf in _leaves(z[key])]
+    if isinstance(z, (tuple, list)):
+        return [leaf for part in z for leaf in _leaves(part)]
+    raise DTypeError(
+        f"expected a state of tensors, in tuples, lists or dictionaries, received "
+        f"{type(z).__name__}. Convert it with torch.as_tensor."
+    )
+
+
+def _shape_of(z: State) -> Any:
+    """Return the tree without its tensors."""
+    if isinstance(z, Tensor):
+        return None
+    if isinstance(z, Mapping):
+        return [(key, _shape_of(z[key])) for key in z]
+    return [_shape_of(part) for part in z]
+
+
+def _rebuild(tree: State, leaves: Any) -> State:
+    if isinstance(tree, Tensor):
+        return next(leaves)
+    if isinstance(tree, Mapping):
+        return {key: _rebuild(tree[key], leaves) for key in tree}
+    parts = [_rebuild(part, leaves) for part in tree]
+    if isinstance(tree, tuple):
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return parts

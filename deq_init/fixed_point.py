@@ -1,0 +1,198 @@
+r"""Solve :math:`z = f(z)`, sample by sample, without ever raising on divergence.
+
+Anderson acceleration keeps the last differences of the iterates and of the residuals
+:math:`r = f(z) - z`, and steps to :math:`z + \beta r - \sum_j \gamma_j (\Delta z_j + \beta\,
+\Delta r_j)`, with the :math:`\gamma` that make :math:`r - \sum_j \gamma_j \Delta r_j` shortest.
+The differences :math:`\Delta r_j` are brought to length 1, and the normal equations regularised by
+what rounding leaves of them.
+
+References
+----------
+Walker & Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49 (2011).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from deq_init._protocol import Array, IterationPrimitives
+from deq_init.errors import SolverError
+from deq_init.spectra import epsilon_of
+
+Method = Literal["anderson", "plain"]
+
+_METHODS = ("anderson", "plain")
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A fixed point as found.
+
+    Attributes
+    ----------
+    value : array, or the tree of arrays that the start was
+        For each sample the last iterate at which f was evaluated and did not blow up.
+    residual : array, shape (batch,)
+        |f(z) - z| / |f(z)| at that value, in the Euclidean norm over a sample; inf for a sample
+        that was lost: f was not finite, or grew beyond 1 / epsilon of what it was at the start.
+    steps : array of int, shape (batch,)
+        Evaluations of f that the sample took part in.
+    converged : array of bool, shape (batch,)
+        Whether the residual is at most the tolerance.
+    """
+
+    value: Any
+    residual: Any
+    steps: Any
+    converged: Any
+
+
+def solve(
+    xp: IterationPrimitives,
+    f: Callable[[Array], Array],
+    z0: Array,
+    *,
+    method: Method = "anderson",
+    rtol: float,
+    max_steps: int,
+    memory: int = 5,
+    damping: float = 1.0,
+) -> Solution:
+    """Return the fixed points of f near z0, for each sample of a batch.
+
+    Parameters
+    ----------
+    xp : IterationPrimitives
+        The backend's arrays and loops.
+    f : callable
+        Maps arrays of shape (batch, n) to such, each row for itself.
+    z0 : array, shape (batch, n)
+        Where to start, float32 or float64.
+    method : {"anderson", "plain"}
+        Anderson acceleration, or z <- z + damping (f(z) - z).
+    rtol : float
+        Residual to stop at.
+    max_steps : int
+        Evaluations of f at most.
+    memory : int
+        Differences that Anderson acceleration keeps.
+    damping : float
+        The share of the residual that is added, in (0, 1].
+
+    Returns
+    -------
+    Solution
+        A sample that converged or was lost stays where it is, and does not touch the others.
+
+    Raises
+    ------
+    SolverError
+        For options out of their ranges.
+    """
+    require_options(method, rtol, max_steps, memory, damping)
+    epsilon = epsilon_of(z0)
+    # Below this, a fixed point of zero counts as met.
+    floor = epsilon * _length(xp, z0)
+    accelerated = method == "anderson"
+
+    def proceed(state: tuple[Array, ...]) -> Any:
+        count, running = state[0], state[4]
+        return (count < max_steps) & xp.any(running)
+
+    def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        count, z, value, residual, running, converged, steps, limit, *history = state
+        y = f(z)
+        size = _length(xp, y)
+        limit = xp.where(limit > 0, limit, xp.maximum(size, floor / epsilon) / epsilon + _TINY)
+        error = _length(xp, y - z) / xp.maximum(xp.maximum(size, floor), _TINY)
+        kept = running & xp.isfinite(error) & (size <= limit)
+        value = xp.where(kept[:, None], z, value)
+        residual = xp.where(kept, error, xp.where(running, np.inf, residual))
+        steps = steps + xp.integers(running)
+        converged = converged | (kept & (error <= rtol))
+        running = kept & ~converged
+        r = xp.where(running[:, None], y - z, 0.0)
+        change = damping * r
+        if accelerated:
+            z_before, r_before, dz, dr = history
+            # At the first step there is nothing to take a difference of.
+            later = xp.minimum(count, xp.integer(1))
+            slot = (count - later) % memory
+            dz = xp.put(dz, slot, xp.where(running[:, None], z - z_before, 0.0) * later)
+            dr = xp.put(dr, slot, xp.where(running[:, None], r - r_before, 0.0) * later)
+            change = change - _correction(xp, dz, dr, r, damping, 30 * epsilon)
+            history = [z, r, dz, dr]
+        z = xp.where(running[:, None], z + change, value)
+        return count + 1, z, value, residual, running, converged, steps, limit, *history
+
+    batch, n = z0.shape
+    unknown = xp.zeros((batch,), z0)
+    no = unknown > 0
+    state = (xp.integer(0), z0, z0, unknown + np.inf, ~no, no, xp.integers(no), unknown)
+    if accelerated:
+        state += (z0, z0 * 0.0, *(xp.zeros((batch, memory, n), z0) for _ in range(2)))
+    _, _, value, residual, _, converged, steps, *_ = xp.while_loop(proceed, step, state)
+    return Solution(value, residual, steps, converged)
+
+
+def require_options(
+    method: Any, rtol: Any, max_steps: Any, memory: Any = 5, damping: Any = 1.0
+) -> None:
+    """Raise SolverError for options of a solver that are out of their ranges."""
+    if method not in _METHODS:
+        raise SolverError(
+            f"expected method 'anderson' or 'plain', received {method!r}. Pass another solver "
+            "as the function that takes f and z0, where there is an argument for one."
+        )
+    require_rtol(rtol)
+    require_count("max_steps", max_steps)
+    require_count("memory", memory)
+    if not (_is_real(damping) and 0 < damping <= 1):
+        raise SolverError(
+            f"expected damping in (0, 1], received {damping!r}. Pass 1.0 for full steps."
+        )
+
+
+def require_rtol(rtol: Any) -> None:
+    """Raise SolverError if this is no relative tolerance."""
+    if not (_is_real(rtol) and 0 < rtol < 1):
+        raise SolverError(
+            f"expected rtol as a number between 0 and 1, received {rtol!r}. Pass e.g. rtol=1e-3."
+        )
+
+
+def require_count(name: str, value: Any) -> None:
+    """Raise SolverError if this is no positive integer."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise SolverError(
+            f"expected {name} as a positive integer, received {value!r}. Pass e.g. {name}=100."
+        )
+
+
+def _is_real(x: Any) -> bool:
+    return isinstance(x, (int, float, np.floating)) and math.isfinite(x)
+
+
+def _length(xp: IterationPrimitives, x: Array) -> Array:
+    """Return the Euclidean length of each sample."""
+    return xp.sqrt(xp.sum(x * x, 1))
+
+
+def _correction(
+    xp: IterationPrimitives, dz: Array, dr: Array, r: Array, damping: float, ridge: float
+) -> Array:
+    """Return what Anderson acceleration takes off a plain step."""
+    lengths = xp.sqrt(xp.sum(dr * dr, 2))
+    scale = xp.where(lengths > 0, 1.0 / xp.maximum(lengths, _TINY), 0.0)
+    unit = dr * scale[:, :, None]
+    theta, vectors = xp.eigh(unit @ xp.transpose(unit) + ridge * xp.eye(dr.shape[1], dr))
+    components = xp.transpose(vectors) @ (unit @ r[:, :, None])
+    weights = vectors @ (components / xp.maximum(theta, ridge / 2)[:, :, None])
+    weights = weights * scale[:, :, None]
+    return (xp.transpose(weights) @ (dz + damping * dr))[:, 0, :]

@@ -1,0 +1,85 @@
+"""States of a fixed-point map: one array or several, flattened to a vector for each sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from deq_init import plan as plans
+from deq_init.errors import FunctionError, ShapeError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the leaves of a state lie in vectors of shape (batch, n).
+
+    Attributes
+    ----------
+    shapes : tuple of tuple of int
+        Shape of each leaf, the batch first.
+    dtypes : tuple of str
+        Names of their dtypes.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+
+    @property
+    def dtype(self) -> str:
+        """What the vectors are computed in: float64 if a leaf has it, else float32."""
+        return max(plans.compute_dtype(dtype) for dtype in self.dtypes)
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return self.shapes[0][0]
+
+    @property
+    def bounds(self) -> tuple[tuple[int, int], ...]:
+        """First and last column of each leaf."""
+        result, begin = [], 0
+        for shape in self.shapes:
+            end = begin + math.prod(shape[1:])
+            result.append((begin, end))
+            begin = end
+        return tuple(result)
+
+    @property
+    def n(self) -> int:
+        """Length of the vectors."""
+        return self.bounds[-1][1]
+
+
+def layout(shapes: Iterable[Iterable[int]], dtypes: Iterable[Any]) -> Layout:
+    """Return the layout of a state's leaves.
+
+    Raises
+    ------
+    ShapeError
+        If they do not all have the shape (batch, ...) with one batch, or hold no number a sample.
+    DTypeError
+        For a dtype that is not real and floating.
+    """
+    result = Layout(tuple(tuple(shape) for shape in shapes), tuple(map(str, dtypes)))
+    batches = {shape[0] if shape else None for shape in result.shapes}
+    if len(batches) != 1 or None in batches or result.n == 0:
+        raise ShapeError(
+            "expected a state of arrays of shape (batch, ...), all with the same batch, received "
+            f"shapes {list(result.shapes)}. Add a batch axis of length 1 to a single sample."
+        )
+    for dtype in result.dtypes:
+        plans.compute_dtype(dtype)
+    return result
+
+
+def require_like(expected: Layout, shapes: Iterable[Iterable[int]], same_tree: bool) -> None:
+    """Raise FunctionError if what f returned is not like the state that it was given."""
+    received = tuple(tuple(shape) for shape in shapes)
+    if not same_tree or received != expected.shapes:
+        raise FunctionError(
+            f"expected f to return a state like the one that it is given, of shapes "
+            f"{list(expected.shapes)}, received one of shapes {list(received)}. "
+            "Pass the map z -> f(z) from a state to the next."
+        )
