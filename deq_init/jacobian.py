@@ -12,6 +12,7 @@ a bracket. A lost fixed point counts as g = inf.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -287,7 +288,7 @@ def _bracket(found: dict[float, float], lost: list[float], nearest: float) -> tu
     """Return neighbouring scales around a change of sign, as near to ``nearest`` as there are."""
     signs = {x: value > 0 for x, value in found.items()} | dict.fromkeys(lost, True)
     ordered = sorted(signs)
-    pairs = [(a, b) for a, b in zip(ordered, ordered[1:], strict=False) if signs[a] != signs[b]]
+    pairs = [(a, b) for a, b in itertools.pairwise(ordered) if signs[a] != signs[b]]
     if not pairs:
         return -math.inf, math.inf
     return min(pairs, key=lambda pair: max(abs(pair[0] - nearest), abs(pair[1] - nearest)))

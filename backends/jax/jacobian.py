@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -328,7 +328,8 @@ class _Flat:
     """A state's layout, and its maps in terms of arrays of shape (batch, n)."""
 
     def __init__(self, z: State) -> None:
-        leaves, self._structure = jax.tree_util.tree_flatten(z)
+        leaves, structure = jax.tree_util.tree_flatten(z)
+        self._structure: Any = structure
         self._dtypes = [jnp.result_type(leaf) for leaf in leaves]
         self.layout = states.layout(map(jnp.shape, leaves), [d.name for d in self._dtypes])
 
@@ -336,7 +337,7 @@ class _Flat:
         """Return a state of this layout as one array."""
         leaves, structure = jax.tree_util.tree_flatten(z)
         shapes = [jnp.shape(leaf) for leaf in leaves]
-        states.require_like(self.layout, shapes, structure == self._structure)
+        states.require_like(self.layout, shapes, self._structure == structure)
         batch = self.layout.batch
         flat = [
             jnp.reshape(leaf, (batch, end - begin)).astype(self.layout.dtype)

@@ -170,7 +170,7 @@ def rescale_jacobian_(
     rtol: float = 0.01,
     solver: Callable[[Function, State], State] | None = None,
 ) -> Rescaling:
-    """Multiply weights by one factor that gives the Jacobian at the fixed point this norm or radius.
+    """Multiply weights by one factor that gives the fixed point's Jacobian this norm or radius.
 
     Parameters
     ----------
