@@ -1,0 +1,145 @@
+"""A verdict on a JAX model, from its fixed point and the Jacobian there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deq_init import check as core
+from deq_init import plan as plans
+from deq_init import scale
+from deq_init.check import Look, Report
+from deq_init.jax.iteration import xp
+from deq_init.jax.jacobian import Flat, State, chosen_weights, normals, products, rescale_jacobian
+from deq_init.jax.sampling import sample
+
+
+def check(
+    f: Callable[[Any, State], State],
+    params: Any,
+    z0: State,
+    *,
+    where: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
+    family: str | None = None,
+    draws: int = 4,
+    blocks: int | tuple[int, int] | None = None,
+    layout: plans.Layout = "in_out",
+) -> Report:
+    """Say whether z = f(params, z) starts lazy, stable, critical or divergent, and a better gain.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(params, z)`` maps a state to one like it, each sample for itself, and can be traced and
+        differentiated.
+    params : pytree
+        Parameters of f; None for a function without any, which gets no suggestion.
+    z0 : pytree of Array, shape (batch, ...)
+        Where the model's iteration starts, for some 16 to 64 samples.
+    where : str, sequence of str or callable, optional
+        The weights that f applies again and again, as in :func:`rescale_jacobian`.
+    family : {"random", "orthogonal", "goe", "antisymmetric"}, optional
+        Look at new draws of the weights from this family too, at their own gains.
+    draws : int
+        How many.
+    blocks : int or (int, int), optional
+        Of the new draws, as in :func:`random`.
+    layout : {"in_out", "out_in"}
+        Whether layers compute ``z @ kernel`` (Flax, Haiku) or ``weight @ z`` (Equinox).
+
+    Returns
+    -------
+    deq_init.check.Report
+        ``print`` it for a table; ``to_dict()`` gives plain data.
+
+    Raises
+    ------
+    ShapeError, DTypeError, SolverError, FunctionError, FamilyError, SelectionError
+        For arguments that are not as above. Divergence raises nothing.
+
+    Notes
+    -----
+    The rule is in the text of :mod:`deq_init.check`. Compiles once for each call, and is not for
+    use under ``jax.jit``.
+
+    Examples
+    --------
+    >>> params = {"w": 1.5 * jnp.eye(64)}
+    >>> report = check(lambda params, z: z @ params["w"] + 1, params, jnp.zeros((2, 64)))
+    >>> report.verdict, round(report.suggested_gain, 2)
+    ('divergent', 0.9)
+    """
+    flat = Flat(z0)
+    leaves, structure = jax.tree_util.tree_flatten(params)
+    chosen = sorted(chosen_weights(params, where)) if params is not None else []
+    count = core.require_draws(draws, family, bool(chosen))
+    squares = [float(np.square(np.asarray(leaves[i], np.float64)).sum()) for i in chosen]
+    outputs = [leaves[i].shape[-1 if layout == "in_out" else 0] for i in chosen]
+    requests = [
+        plans.plan(
+            family,
+            leaves[i].shape,
+            layout,
+            scale.Scale("gain", core.gain_of([square], [output])),
+            blocks,
+        )
+        for i, square, output in zip(chosen, squares, outputs, strict=True)
+        if family is not None
+    ]
+
+    @jax.jit
+    def measured(weights: list[jax.Array], z: jax.Array) -> tuple[jax.Array, ...]:
+        new = list(leaves)
+        for index, weight in zip(chosen, weights, strict=True):
+            new[index] = weight
+        new_params = jax.tree_util.tree_unflatten(structure, new)
+        function = flat.map(lambda z: f(new_params, z))
+        rtol = core.settling_rtol(flat.layout.dtypes)
+        return core.look(xp, function, z, normals(z), lambda z: products(function, z), rtol)
+
+    def look(weights: list[jax.Array]) -> Look:
+        return core.summarize(jax.device_get(measured(weights, flat.flatten(z0))))
+
+    seen = look([leaves[i] for i in chosen])
+    redraws = [
+        look(
+            [
+                sample(
+                    request.with_value(1.0),
+                    leaves[index].dtype.name,
+                    None,
+                    jax.random.fold_in(jax.random.key(draw), index),
+                    request.scale.value,
+                )
+                for index, request in zip(chosen, requests, strict=True)
+            ]
+        )
+        for draw in range(count)
+    ]
+    target = {"jacobian_norm": core.SUGGESTED_NORM}
+    return core.report(
+        seen,
+        samples=flat.layout.batch,
+        size=flat.layout.n,
+        family=family,
+        redraws=redraws,
+        gain=core.gain_of(squares, outputs) if chosen else None,
+        rescale=(lambda: rescale_jacobian(f, params, z0, where=where, **target)[1])
+        if chosen
+        else None,
+        suggestion=_suggestion(where),
+        howto="pass params= for a suggested gain",
+    )
+
+
+def _suggestion(where: Any) -> str:
+    named = "where" if callable(where) else repr(where)
+    chosen = f", where={named}" if where is not None else ""
+    return (
+        f"params, _ = deq_init.jax.rescale_jacobian(f, params, z0, "
+        f"jacobian_norm={core.SUGGESTED_NORM}{chosen})"
+    )

@@ -1,0 +1,387 @@
+r"""One look at a model's fixed point, one verdict: lazy, stable, critical or divergent.
+
+The rule, for a batch of samples and plain iteration :math:`z \leftarrow f(z)` from the start:
+
+=========== =====================================================================================
+divergent   more than half of the samples have not settled to rtol 1e-3 after 200 steps
+critical    some have not
+lazy        all have, and the Jacobian's spectral norm at the fixed point is below 0.3 in the mean:
+            z* is little more than one application of f
+stable      all have, and it is not
+=========== =====================================================================================
+
+200 steps to 1e-3 is what a spectral radius of 0.966 takes. Plain iteration is the test whatever
+solver a model uses: Anderson acceleration finds fixed points that training then cannot keep.
+``docs/check.md`` holds the verdicts against the outcomes of training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deq_init import fixed_point, jacobian
+from deq_init._protocol import Array, IterationPrimitives
+from deq_init.errors import SolverError
+from deq_init.jacobian import Rescaling
+
+Verdict = Literal["lazy", "stable", "critical", "divergent"]
+VERDICTS: tuple[Verdict, ...] = ("lazy", "stable", "critical", "divergent")
+
+STEPS = 200
+"""Steps of plain iteration in which a sample shall settle."""
+
+RTOL = 1e-3
+"""Residual to which it shall; or the machine epsilon of the state's dtype, if that is larger."""
+
+LAZY_BELOW = 0.3
+"""Mean Jacobian norm below which a model is lazy."""
+
+SUGGESTED_NORM = 0.9
+"""Jacobian norm that is suggested: below 1, the iteration contracts near the fixed point."""
+
+_MEASURING_RTOL = 0.01
+_NORM_STEPS, _RADIUS_STEPS = 64, 128
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A quantity over the samples of a batch.
+
+    Attributes
+    ----------
+    mean, low, high : float
+        Mean, smallest and largest value; NaN if it was measured for no sample.
+    error : float
+        Mean of the estimates of the measurement's absolute error.
+    """
+
+    mean: float
+    low: float
+    high: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was measured with one setting of the weights.
+
+    Attributes
+    ----------
+    settled : float
+        Share of the samples that plain iteration brought to the tolerance in :data:`STEPS` steps.
+    steps : float
+        Median of the steps that these took; NaN if there are none.
+    found : float
+        Share of the samples whose fixed point plain iteration or Anderson acceleration found.
+    anderson_steps : float
+        Median of the steps that Anderson acceleration took; NaN if it found none.
+    jacobian_norm, spectral_radius : Spread
+        Of the Jacobian at the fixed point, over the samples where it was found; over all, at the
+        last iterate, if it was found for none.
+    adjoint_amplification : Spread
+        Of |(I - J)⁻ᵀv|² / |v|² for a random v, one for each sample: by how much implicit
+        differentiation enlarges squared gradients. Over the samples whose adjoint equation was
+        solved; its error is that of the mean, from the spread.
+    """
+
+    settled: float
+    steps: float
+    found: float
+    anderson_steps: float
+    jacobian_norm: Spread
+    spectral_radius: Spread
+    adjoint_amplification: Spread
+
+    @property
+    def judgement(self) -> tuple[Verdict, str]:
+        """The verdict, and the rule that gave it."""
+        shortfall = f"{1 - self.settled:.0%} of the samples have not settled in {STEPS} steps"
+        if self.settled < 0.5:
+            return "divergent", f"{shortfall}, more than half"
+        if self.settled < 1:
+            return "critical", shortfall
+        size = f"the Jacobian's norm is {self.jacobian_norm.mean:.3g} in the mean"
+        if self.jacobian_norm.mean < LAZY_BELOW:
+            return "lazy", f"all samples settle and {size}, below {LAZY_BELOW}"
+        return "stable", f"all samples settle and {size}, not below {LAZY_BELOW}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """The verdict on a model, and what it rests on.
+
+    Attributes
+    ----------
+    verdict : {"lazy", "stable", "critical", "divergent"}
+        By the rule in the text of :mod:`deq_init.check`.
+    reason : str
+        The rule that gave it, with its numbers.
+    samples, size : int
+        Samples in the batch, numbers in the state of one.
+    look : Look
+        What was measured.
+    family : str or None
+        Family that the weights were drawn anew from.
+    redraws : tuple of Look
+        What was measured with each new draw, at the gains of the weights as they are.
+    gain : float or None
+        Of the weights that were named: √(|W|² / outputs), the squares and outputs of all of them
+        added up; None if none were.
+    suggested_factor : float or None
+        What to multiply these weights by; 1 for a stable model, None if no factor was found.
+    suggested_gain : float or None
+        ``gain`` times that.
+    suggestion : str
+        The line of code that does it; for a stable model "".
+    note : str
+        Why there is no suggested gain, or "".
+    """
+
+    verdict: Verdict
+    reason: str
+    samples: int
+    size: int
+    look: Look
+    family: str | None = None
+    redraws: tuple[Look, ...] = ()
+    gain: float | None = None
+    suggested_factor: float | None = None
+    suggested_gain: float | None = None
+    suggestion: str = ""
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data, JSON-serialisable; None for what is not finite."""
+        result: dict[str, Any] = _plain(asdict(self))
+        for look, data in zip(self.redraws, result["redraws"], strict=True):
+            data["verdict"] = look.judgement[0]
+        return result
+
+    def __str__(self) -> str:
+        look = self.look
+        settled = f"{look.settled:.0%} of {self.samples} samples settle"
+        if look.settled:
+            settled += f", in {look.steps:.0f} steps of plain iteration"
+        found = f"found for {look.found:.0%}"
+        if not math.isnan(look.anderson_steps):
+            found += f", in {look.anderson_steps:.0f} steps of Anderson acceleration"
+        rows = [
+            ("verdict", f"{self.verdict}: {self.reason}"),
+            ("fixed point", f"{settled}; {found}"),
+            ("Jacobian norm", _span(look.jacobian_norm)),
+            ("spectral radius", _span(look.spectral_radius)),
+            ("gradient growth", _span(look.adjoint_amplification)),
+        ]
+        if self.redraws:
+            rows.append(("new draws", self._redrawn()))
+        if self.gain is not None:
+            gain = f"{self.gain:.3g}"
+            if self.suggested_gain is not None and self.suggestion:
+                gain += f"; suggested {self.suggested_gain:.3g}"
+            rows.append(("gain", gain))
+        if self.suggestion:
+            rows.append(("suggestion", self.suggestion))
+        if self.note:
+            rows.append(("note", self.note))
+        return "\n".join(f"{name:<17}{text}" for name, text in rows)
+
+    def _redrawn(self) -> str:
+        counts = Counter(look.judgement[0] for look in self.redraws)
+        verdicts = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
+        norms, radii = (
+            [getattr(look, name).mean for look in self.redraws]
+            for name in ("jacobian_norm", "spectral_radius")
+        )
+        return (
+            f"{len(self.redraws)} of {self.family}: {verdicts}; norm {min(norms):.3g} to "
+            f"{max(norms):.3g}, radius {min(radii):.3g} to {max(radii):.3g}"
+        )
+
+
+def look(
+    xp: IterationPrimitives,
+    f: Callable[[Array], Array],
+    z0: Array,
+    start: Array,
+    products: Callable[[Array], tuple[Callable[[Array], Array], Callable[[Array], Array]]],
+    rtol: float,
+) -> tuple[Array, ...]:
+    """Measure, for each sample; :func:`summarize` makes a :class:`Look` of it.
+
+    Parameters
+    ----------
+    xp : IterationPrimitives
+        The backend's arrays and loops.
+    f : callable
+        Maps arrays of shape (batch, n) to such, each row for itself.
+    z0 : array, shape (batch, n)
+        Where the iteration starts.
+    start : array, shape (batch, n)
+        Normals.
+    products : callable
+        ``products(z)`` returns products with the Jacobians of f at z and with their transposes.
+    rtol : float
+        To which samples shall settle.
+
+    Returns
+    -------
+    tuple of array, shape (batch,)
+        Settled, steps; found and steps by Anderson acceleration; norm, its error; radius, its
+        error; adjoint amplification, and whether its equation was solved.
+    """
+    plain = fixed_point.solve(xp, f, z0, method="plain", rtol=rtol, max_steps=STEPS)
+    anderson = fixed_point.solve(xp, f, z0, rtol=rtol, max_steps=STEPS)
+    z = xp.where(plain.converged[:, None], plain.value, anderson.value)
+    jvp, vjp = products(z)
+    norm = jacobian.norm(xp, jvp, vjp, start, rtol=_MEASURING_RTOL, max_steps=_NORM_STEPS)
+    radius = jacobian.radius(xp, jvp, start, rtol=_MEASURING_RTOL, max_steps=_RADIUS_STEPS)
+    adjoint = fixed_point.solve(
+        xp, lambda u: vjp(u) + start, start, rtol=_MEASURING_RTOL, max_steps=STEPS
+    )
+    grown = xp.sum(adjoint.value * adjoint.value, 1) / xp.sum(start * start, 1)
+    return (
+        plain.converged,
+        plain.steps,
+        anderson.converged,
+        anderson.steps,
+        norm.value,
+        norm.error,
+        radius.value,
+        radius.error,
+        grown,
+        adjoint.converged,
+    )
+
+
+def summarize(measured: Sequence[Any]) -> Look:
+    """Return the summary of what :func:`look` measured, as NumPy arrays."""
+    settled, steps, by_anderson, anderson_steps, norm, norm_error, radius, radius_error, *rest = (
+        np.asarray(x) for x in measured
+    )
+    grown, solved = rest
+    found = settled | by_anderson
+    over = found if found.any() else np.ones_like(found)
+    solved = solved & over
+    count = max(int(solved.sum()), 1)
+    amplification = _spread(grown[solved], np.full(count, np.std(grown[solved]) / count**0.5))
+    return Look(
+        float(settled.mean()),
+        _median(steps[settled]),
+        float(found.mean()),
+        _median(anderson_steps[by_anderson]),
+        _spread(norm[over], norm_error[over]),
+        _spread(radius[over], radius_error[over]),
+        amplification,
+    )
+
+
+def report(
+    seen: Look,
+    *,
+    samples: int,
+    size: int,
+    family: str | None = None,
+    redraws: Sequence[Look] = (),
+    gain: float | None = None,
+    rescale: Callable[[], Rescaling] | None = None,
+    suggestion: str = "",
+    howto: str = "",
+) -> Report:
+    """Return the report on what was seen.
+
+    Parameters
+    ----------
+    seen : Look
+        The model as it is.
+    samples, size, family, redraws, gain
+        As in :class:`Report`.
+    rescale : callable, optional
+        Searches for the factor that gives the Jacobian the norm :data:`SUGGESTED_NORM`; called
+        if the model is not stable.
+    suggestion : str
+        The line of code that multiplies the weights by it.
+    howto : str
+        What to pass to have a gain suggested.
+    """
+    verdict, reason = seen.judgement
+    base = Report(verdict, reason, samples, size, seen, family, tuple(redraws), gain)
+    if verdict == "stable":
+        return replace(base, suggested_factor=1.0, suggested_gain=gain)
+    if rescale is None:
+        return replace(base, note=howto)
+    result = rescale()
+    if not result.reached:
+        return replace(base, note=f"no factor gives norm {SUGGESTED_NORM}: {result.reason}")
+    suggested = None if gain is None else gain * result.factor
+    return replace(
+        base,
+        suggested_factor=result.factor,
+        suggested_gain=suggested,
+        suggestion=suggestion,
+    )
+
+
+def settling_rtol(dtypes: Sequence[str]) -> float:
+    """Return the residual to which samples of a state of these dtypes can settle."""
+    epsilons = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+    return max([RTOL, *(epsilons.get(dtype, 0.0) for dtype in dtypes)])
+
+
+def gain_of(squares: Sequence[float], outputs: Sequence[int]) -> float:
+    """Return the gain of weights, from their entries' sums of squares and numbers of outputs."""
+    return math.sqrt(sum(squares) / max(sum(outputs), 1))
+
+
+def require_draws(draws: Any, family: str | None, weights: bool) -> int:
+    """Return how many new draws to look at, 0 without a family.
+
+    Raises
+    ------
+    SolverError
+        If it is not a positive integer, or there are no weights to draw.
+    """
+    fixed_point.require_count("draws", draws)
+    if family is None:
+        return 0
+    if not weights:
+        raise SolverError(
+            f"expected the weights to draw from the {family} family, received none. "
+            "Pass weights=, or leave out family=."
+        )
+    return int(draws)
+
+
+def _spread(values: NDArray[Any], errors: NDArray[Any]) -> Spread:
+    if not len(values):
+        return Spread(math.nan, math.nan, math.nan, math.nan)
+    numbers = np.asarray(values, np.float64)
+    return Spread(
+        float(numbers.mean()), float(numbers.min()), float(numbers.max()), float(np.mean(errors))
+    )
+
+
+def _median(values: NDArray[Any]) -> float:
+    return float(np.median(values)) if len(values) else math.nan
+
+
+def _span(spread: Spread) -> str:
+    if math.isnan(spread.mean):
+        return "not measured"
+    return f"{spread.mean:.3g} ± {spread.error:.1g}, from {spread.low:.3g} to {spread.high:.3g}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
