@@ -7,7 +7,8 @@ sample's product with its own, so the Jacobians are never formed. The norm is fo
 The Jacobian at the fixed point depends on the scale s of the weights through the fixed point too,
 so its norm g(s) is not proportional to s, nor always increasing, and for ReLU it jumps.
 :func:`search` finds s with g(s) at the target by a secant in (log s, log g(s)) that is kept inside
-a bracket. A lost fixed point counts as g = inf.
+a bracket. A lost fixed point counts as g = inf. Where the law of the weight and the activation are
+known, the secant starts from the mean-field scale.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deq_init import fixed_point, spectra
+from deq_init import families, fixed_point, spectra
 from deq_init._protocol import Array, IterationPrimitives
-from deq_init.errors import ScaleError
+from deq_init.errors import ScaleError, SelectionError, ShapeError
 from deq_init.spectra import Estimate
 
 Kind = Literal["jacobian_norm", "spectral_radius"]
+Form = Literal["out", "in"]
 
 MAX_STEPS: dict[Kind, int] = {"jacobian_norm": 128, "spectral_radius": 256}
 """Steps of Lanczos and Arnoldi at most."""
@@ -33,8 +35,17 @@ MAX_STEPS: dict[Kind, int] = {"jacobian_norm": 128, "spectral_radius": 256}
 SOLVER_STEPS = 1000
 """Evaluations of f for one fixed point at most, when weights are rescaled."""
 
+SOLVER_NOTE = (
+    "This came from f or from the solver that was passed in, while weights were rescaled; they are "
+    "as they were. A solver that raises when it does not converge should return its last iterate "
+    "instead (optimistix: throw=False): a large residual counts as a lost fixed point."
+)
+"""What is added to exceptions that are raised under another solver."""
+
 _SOLVES = 12
 _FARTHEST = math.log(4.0)  # one step's factor, where nothing brackets the target
+_CLOSED = 0.05  # width of a closed bracket over rtol: the value would have to rise 20 times faster
+_SMALLEST_N = 8  # that the theory corrects the norm for
 _TINY = 1e-30
 
 
@@ -210,13 +221,104 @@ def target(jacobian_norm: Any, spectral_radius: Any, rtol: Any) -> Target:
 def measurement(
     values: Sequence[float], errors: Sequence[float], converged: Sequence[bool]
 ) -> Measurement:
-    """Return the means over a batch, from its estimates and from which fixed points were found."""
+    """Return the means over a batch, from its estimates and from which fixed points were found.
+
+    Raises
+    ------
+    ShapeError
+        If the batch is empty: it has no mean.
+    """
+    if len(values) == 0:
+        raise ShapeError(
+            "expected a batch of at least one sample to rescale for, received none. Pass a z0 of "
+            "a few samples."
+        )
     value, error = (float(np.mean(np.asarray(x, np.float64))) for x in (values, errors))
     found = bool(np.all(np.asarray(converged))) and math.isfinite(value)
     return Measurement(value, error, found)
 
 
-def search(wanted: Target, first: float, evaluate: Callable[[float], Measurement]) -> Rescaling:
+def mean_field_factor(
+    wanted: Target,
+    weights: Sequence[tuple[Sequence[int], float]],
+    *,
+    family: str | None,
+    activation: Any,
+    form: Form,
+    input_variance: float,
+) -> float | None:
+    r"""Return the factor that brings a weight to the gain of the mean-field theory.
+
+    Parameters
+    ----------
+    wanted : Target
+        What the Jacobian shall have.
+    weights : sequence of (shape, Frobenius norm)
+        Those to be scaled; one square matrix, if a family is given.
+    family, activation, form, input_variance
+        As in :func:`~deq_init.theory.gain_for`. None for family and activation if not known.
+
+    Returns
+    -------
+    float or None
+        None if no family is given, or the theory has no gain for this target, or the weight none.
+
+    Raises
+    ------
+    ScaleError, FamilyError, ActivationError
+        For arguments that the theory does not know, or a family without an activation.
+    SelectionError
+        If the weights are not one square matrix.
+
+    Notes
+    -----
+    The weight's own gain is :math:`|W|_F / \sqrt{n + s}`, s being 1 for GOE, -1 for antisymmetric
+    and 0 for other matrices: exact in the mean square.
+    """
+    if (family is None) != (activation is None):
+        raise ScaleError(
+            f"expected family and activation together, received family={family!r}, "
+            f"activation={activation!r}. The mean-field scale depends on both: pass the other one "
+            "too, or neither."
+        )
+    if family is None:
+        return None
+    from deq_init import theory  # SciPy's optimizers take a second to import
+
+    theory.mean_field(family, 0.0, activation, form=form, input_variance=input_variance)
+    if len(weights) != 1 or len(weights[0][0]) != 2 or len(set(weights[0][0])) != 1:
+        raise SelectionError(
+            "expected one square weight beside family=, received shapes "
+            f"{[tuple(shape) for shape, _ in weights]}. Leave out family and activation: the "
+            "search then starts from what it measures."
+        )
+    (n, _), frobenius = weights[0]
+    gain = frobenius / math.sqrt(max(n + families.get(family).symmetry, 1))
+    if not 0 < gain < math.inf:
+        return None
+    try:
+        return (
+            theory.gain_for(
+                family,
+                activation,
+                **{wanted.kind: wanted.value},
+                form=form,
+                input_variance=input_variance,
+                n=n if n >= _SMALLEST_N else None,
+            )
+            / gain
+        )
+    except ScaleError:  # of the target: a sample may have what the mean field does not
+        return None
+
+
+def search(
+    wanted: Target,
+    first: float,
+    evaluate: Callable[[float], Measurement],
+    *,
+    start: float | None = None,
+) -> Rescaling:
     """Return the factor at which the measured value is the target, or the nearest one found.
 
     Parameters
@@ -227,13 +329,17 @@ def search(wanted: Target, first: float, evaluate: Callable[[float], Measurement
         The value measured at factor 1, near the fixed point; any number if it is not known.
     evaluate : callable
         Measures at the fixed point of the weights times a factor.
+    start : float, optional
+        Factor to try first; without it, the one that brings ``first`` to the target.
     """
     goal = math.log(wanted.value)
-    guess = wanted.value / first if first > _TINY and math.isfinite(first) else 1.0
-    x = math.log(guess)
+    if start is None:
+        start = wanted.value / first if _TINY < first < math.inf else 1.0
+    x = math.log(start)
     found: dict[float, float] = {}  # log of the factor -> log of value over target
     lost: list[float] = []
     best: tuple[float, Measurement] | None = None
+    tolerance = wanted.rtol * wanted.value
     for _ in range(_SOLVES):
         measured = evaluate(math.exp(x))
         if measured.found:
@@ -241,11 +347,15 @@ def search(wanted: Target, first: float, evaluate: Callable[[float], Measurement
             if best is None or abs(found[x]) < abs(found[best[0]]):
                 best = x, measured
             off = abs(measured.value - wanted.value)
-            if off + measured.error <= wanted.rtol * wanted.value:
-                return _result(wanted, best, len(found) + len(lost), "")
+            if off + measured.error <= tolerance:
+                return _result(wanted, (x, measured), len(found) + len(lost), "")
+            if off <= tolerance < measured.error:
+                # Nothing nearer could be told from the target either.
+                best = x, measured
+                break
         else:
             lost.append(x)
-        step = _next(found, lost)
+        step = _next(found, lost, wanted.rtol)
         if step is None:
             break
         x = step
@@ -259,7 +369,7 @@ def _result(
     return Rescaling(math.exp(x), value, wanted.value, solves, not reason, reason)
 
 
-def _next(found: dict[float, float], lost: list[float]) -> float | None:
+def _next(found: dict[float, float], lost: list[float], rtol: float) -> float | None:
     """Return the next scale to try, None if a bracket has closed."""
     if not found:
         return min(lost) - math.log(2.0)
@@ -274,7 +384,7 @@ def _next(found: dict[float, float], lost: list[float]) -> float | None:
         # Not increasing here: farther out it may.
         return points[-1] + _FARTHEST / 2 if found[nearest] < 0 else points[0] - _FARTHEST / 2
     width = high - low
-    if width < 1e-6:
+    if width < _CLOSED * rtol:
         return None
     # A secant that hugs one end, or has had many attempts, gives way to the middle.
     inside = low + 0.02 * width < step < high - 0.02 * width
@@ -317,14 +427,20 @@ def _reason(
     if best is None:
         return f"no fixed point was found {tried}"
     x, measured = best
-    if abs(found[x]) <= wanted.rtol:
+    if abs(measured.value - wanted.value) <= wanted.rtol * wanted.value:
         return (
             f"{name} {measured.value:.4g} may be off by {measured.error:.1g}, which is too much "
-            f"to tell whether it is {wanted.value:g}"
+            f"to tell whether it is {wanted.value:g} to {wanted.rtol:g}"
         )
-    values = [wanted.value * math.exp(value) for value in found.values()]
-    at = f"; the fixed point was lost at factor {math.exp(min(lost)):.3g}" if lost else ""
-    if min(values) < wanted.value < max(values):
-        return f"{name} jumps over {wanted.value:g}, to {measured.value:.4g} next to it{at}"
-    side = "below" if max(values) < wanted.value else "above"
+    at = f"; the fixed point was lost at factor {math.exp(min(lost)):.4g}" if lost else ""
+    low, high = _bracket(found, [], x)
+    if math.isfinite(low):
+        values = " to ".join(f"{wanted.value * math.exp(found[x]):.5g}" for x in (low, high))
+        if high - low < _CLOSED * wanted.rtol:
+            return (
+                f"{name} jumps over {wanted.value:g}, from {values}, at factor {math.exp(low):.4g}"
+            )
+        between = f"between factors {math.exp(low):.4g} and {math.exp(high):.4g}"
+        return f"{name} goes from {values} {between}, and no factor tried met the target{at}"
+    side = "below" if found[x] < 0 else "above"
     return f"{name} stayed {side} {wanted.value:g}, at {measured.value:.4g} at best, {tried}{at}"

@@ -10,6 +10,11 @@ from typing import Any
 from deq_init import plan as plans
 from deq_init.errors import FunctionError, ShapeError
 
+_ADVICE = {
+    "f": "the map z -> f(z) from a state to the next",
+    "solver": "a function of f and z0 that returns the fixed point alone",
+}
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -74,12 +79,14 @@ def layout(shapes: Iterable[Iterable[int]], dtypes: Iterable[Any]) -> Layout:
     return result
 
 
-def require_like(expected: Layout, shapes: Iterable[Iterable[int]], same_tree: bool) -> None:
-    """Raise FunctionError if what f returned is not like the state that it was given."""
+def require_like(
+    expected: Layout, shapes: Iterable[Iterable[int]], same_tree: bool, source: str = "f"
+) -> None:
+    """Raise FunctionError if what f, or a solver, returned is not like the state it was given."""
     received = tuple(tuple(shape) for shape in shapes)
     if not same_tree or received != expected.shapes:
         raise FunctionError(
-            f"expected f to return a state like the one that it is given, of shapes "
+            f"expected {source} to return a state like the one that it is given, of shapes "
             f"{list(expected.shapes)}, received one of shapes {list(received)}. "
-            "Pass the map z -> f(z) from a state to the next."
+            f"Pass {_ADVICE[source]}."
         )

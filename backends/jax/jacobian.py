@@ -15,7 +15,7 @@ from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Measurement, Rescaling
 from deq_init.jax.iteration import xp
 from deq_init.jax.selection import is_array, weight_of
-from deq_init.spectra import Estimate
+from deq_init.spectra import Estimate, epsilon_of
 
 State = Any
 """A pytree of arrays of shape (batch, ...)."""
@@ -176,6 +176,10 @@ def rescale_jacobian(
     where: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
     rtol: float = 0.01,
     solver: Callable[[Function, State], State] | None = None,
+    family: str | None = None,
+    activation: Any = None,
+    form: jacobian.Form = "out",
+    input_variance: float = 1.0,
 ) -> tuple[Any, Rescaling]:
     """Return parameters, scaled by one factor that gives the Jacobian this norm or radius.
 
@@ -199,6 +203,14 @@ def rescale_jacobian(
     solver : callable, optional
         ``solver(f, z0) -> z`` finds the fixed point instead of :func:`fixed_point`; it is traced,
         and its f takes z alone. What it returns counts as one if its residual is at most rtol / 4.
+    family, activation : str, optional
+        The law of the one square weight, and f's activation, as in
+        :func:`deq_init.theory.gain_for`, if known: the search then starts from the mean-field
+        scale. Both or neither.
+    form : {"out", "in"}
+        Where the input enters: φ(Wz) + x or φ(Wz + x).
+    input_variance : float
+        Variance of the entries of x.
 
     Returns
     -------
@@ -209,7 +221,8 @@ def rescale_jacobian(
 
     Raises
     ------
-    ScaleError, SolverError, ShapeError, DTypeError, SelectionError, FunctionError
+    ScaleError, SolverError, ShapeError, DTypeError, SelectionError, FunctionError, FamilyError,
+    ActivationError
 
     Notes
     -----
@@ -229,6 +242,14 @@ def rescale_jacobian(
     leaves, structure = jax.tree_util.tree_flatten(params)
     chosen = _chosen(params, where)
     arrays = [index for index, leaf in enumerate(leaves) if is_array(leaf)]
+    guess = jacobian.mean_field_factor(
+        wanted,
+        [] if family is None else [_size(leaves[index]) for index in sorted(chosen)],
+        family=family,
+        activation=activation,
+        form=form,
+        input_variance=input_variance,
+    )
 
     def with_factor(values: Sequence[jax.Array], factor: Any) -> Any:
         new = list(leaves)
@@ -252,17 +273,25 @@ def rescale_jacobian(
 
     values = [leaves[index] for index in arrays]
     start = flat.flatten(z0)
-    first = _mean(*near(values, start))
+    first = 1.0
+    if guess is None:
+        beside = _mean(*near(values, start))
+        first = beside.value if beside.found else first
 
     def evaluate(factor: float) -> Measurement:
         nonlocal start
-        z, estimate, converged = at_fixed_point(values, factor, start)
-        found = _mean(estimate, converged)
+        try:
+            z, estimate, converged = at_fixed_point(values, factor, start)
+            found = _mean(estimate, converged)
+        except Exception as error:
+            if solver is not None:
+                error.add_note(jacobian.SOLVER_NOTE)
+            raise
         if found.found:
             start = z
         return found
 
-    result = jacobian.search(wanted, first.value if first.found else 1.0, evaluate)
+    result = jacobian.search(wanted, first, evaluate, start=guess)
     return (with_factor(values, result.factor) if result.reached else params), result
 
 
@@ -273,6 +302,12 @@ def _chosen(params: Any, where: Any) -> set[int]:
     weights = [weight_of(*paths[index]) for index in arrays]
     requests = selection.requests(weights, "in_out", where, {"family": "random"})
     return {i for i, request in zip(arrays, requests, strict=True) if request.plan is not None}
+
+
+def _size(value: jax.Array) -> tuple[tuple[int, ...], float]:
+    """Return a weight's shape and Frobenius norm."""
+    wide = jnp.promote_types(value.dtype, jnp.float32)
+    return value.shape, float(jnp.linalg.norm(jnp.ravel(value).astype(wide)))
 
 
 def _times(value: jax.Array, factor: Any) -> jax.Array:
@@ -316,9 +351,9 @@ def _solve(
     solver: Callable[[Function, State], State] | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return fixed points, and for each sample whether it is one."""
-    rtol, steps = wanted.solving_rtol, jacobian.SOLVER_STEPS
+    rtol, steps = max(wanted.solving_rtol, 10 * epsilon_of(z)), jacobian.SOLVER_STEPS
     if solver is not None:
-        z = flat.flatten(solver(f, flat.unflatten(z)))
+        z = flat.flatten(solver(f, flat.unflatten(z)), "solver")
         rtol, steps = wanted.rtol / 4, 1
     found = core.solve(xp, flat.map(f), z, rtol=rtol, max_steps=steps)
     return found.value, found.converged
@@ -333,11 +368,11 @@ class _Flat:
         self._dtypes = [jnp.result_type(leaf) for leaf in leaves]
         self.layout = states.layout(map(jnp.shape, leaves), [d.name for d in self._dtypes])
 
-    def flatten(self, z: State) -> jax.Array:
+    def flatten(self, z: State, source: str = "f") -> jax.Array:
         """Return a state of this layout as one array."""
         leaves, structure = jax.tree_util.tree_flatten(z)
         shapes = [jnp.shape(leaf) for leaf in leaves]
-        states.require_like(self.layout, shapes, self._structure == structure)
+        states.require_like(self.layout, shapes, self._structure == structure, source)
         batch = self.layout.batch
         flat = [
             jnp.reshape(leaf, (batch, end - begin)).astype(self.layout.dtype)

@@ -16,7 +16,7 @@ from deq_init.errors import FunctionError, SelectionError
 from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Measurement, Rescaling
 from deq_init.plan import compute_dtype
-from deq_init.spectra import Estimate
+from deq_init.spectra import Estimate, epsilon_of
 from deq_init.torch import filling
 from deq_init.torch.iteration import xp
 from deq_init.torch.states import Flat, State
@@ -169,6 +169,10 @@ def rescale_jacobian_(
     spectral_radius: float | None = None,
     rtol: float = 0.01,
     solver: Callable[[Function, State], State] | None = None,
+    family: str | None = None,
+    activation: Any = None,
+    form: jacobian.Form = "out",
+    input_variance: float = 1.0,
 ) -> Rescaling:
     """Multiply weights by one factor that gives the fixed point's Jacobian this norm or radius.
 
@@ -187,6 +191,14 @@ def rescale_jacobian_(
     solver : callable, optional
         ``solver(f, z0) -> z`` finds the fixed point instead of :func:`fixed_point`. What it
         returns counts as one if its residual is at most rtol / 4.
+    family, activation : str, optional
+        The law of the one square weight, and f's activation, as in
+        :func:`deq_init.theory.gain_for`, if known: the search then starts from the mean-field
+        scale. Both or neither.
+    form : {"out", "in"}
+        Where the input enters: φ(Wz) + x or φ(Wz + x).
+    input_variance : float
+        Variance of the entries of x.
 
     Returns
     -------
@@ -197,8 +209,9 @@ def rescale_jacobian_(
 
     Raises
     ------
-    ScaleError, SolverError, ShapeError, DTypeError, WeightError, SelectionError, FunctionError
-        The weights are then as they were, as after any exception from f.
+    ScaleError, SolverError, ShapeError, DTypeError, WeightError, SelectionError, FunctionError,
+    FamilyError, ActivationError
+        The weights are then as they were, as after any exception from f or the solver.
 
     Examples
     --------
@@ -210,15 +223,23 @@ def rescale_jacobian_(
     """
     wanted = jacobian.target(jacobian_norm, spectral_radius, rtol)
     flat, scaled = Flat(z0), _Scaled(weights)
+    start = jacobian.mean_field_factor(
+        wanted,
+        [] if family is None else scaled.sizes(),
+        family=family,
+        activation=activation,
+        form=form,
+        input_variance=input_variance,
+    )
     search = _Search(wanted, f, flat, flat.flatten(z0).detach(), solver)
     with scaled.restored_unless_kept():
-        first = search.first()
+        first = search.first() if start is None else 1.0
 
         def evaluate(factor: float) -> Measurement:
             scaled.multiply(factor)
             return search.measure()
 
-        result = jacobian.search(wanted, first, evaluate)
+        result = jacobian.search(wanted, first, evaluate, start=start)
         if result.reached:
             scaled.keep(result.factor)
     return result
@@ -321,11 +342,16 @@ class _Search:
                     xp,
                     self._map,
                     self._z,
-                    rtol=wanted.solving_rtol,
+                    rtol=max(wanted.solving_rtol, 10 * epsilon_of(self._z)),
                     max_steps=jacobian.SOLVER_STEPS,
                 )
                 return found.value, found.converged
-            z = self._flat.flatten(self._solver(self._f, self._flat.unflatten(self._z))).detach()
+            try:
+                z = self._solver(self._f, self._flat.unflatten(self._z.clone()))
+            except Exception as error:
+                error.add_note(jacobian.SOLVER_NOTE)
+                raise
+            z = self._flat.flatten(z, "solver").detach()
             found = core.solve(xp, self._map, z, rtol=wanted.rtol / 4, max_steps=1)
             return z, found.converged
 
@@ -354,6 +380,15 @@ class _Scaled:
         finally:
             if not self._kept:
                 self._set(self._originals)
+
+    def sizes(self) -> list[tuple[tuple[int, ...], float]]:
+        """Return the shape and Frobenius norm of each weight."""
+        result = []
+        for original in self._originals:
+            norm = torch.linalg.vector_norm(original, dtype=torch.float64)
+            whole: Any = norm.full_tensor() if filling.is_sharded(norm) else norm
+            result.append((tuple(original.shape), float(whole)))
+        return result
 
     def multiply(self, factor: float) -> None:
         """Set the weights to their originals times a factor, rounded once."""

@@ -28,11 +28,11 @@ class Flat:
         self._dtypes = [leaf.dtype for leaf in leaves]
         self._dtype = getattr(torch, self.layout.dtype)
 
-    def flatten(self, z: State) -> Tensor:
-        """Return a state of this layout as one tensor."""
+    def flatten(self, z: State, source: str = "f") -> Tensor:
+        """Return a state of this layout as one tensor, a copy."""
         leaves = _leaves(z)
         same = _shape_of(z) == _shape_of(self._tree)
-        states.require_like(self.layout, [leaf.shape for leaf in leaves], same)
+        states.require_like(self.layout, [leaf.shape for leaf in leaves], same, source)
         batch = self.layout.batch
         flat = [
             leaf.reshape(batch, end - begin).to(self._dtype)
@@ -54,14 +54,15 @@ class Flat:
 
     def map(self, f: Callable[[State], State]) -> Callable[[Tensor], Tensor]:
         """Return f as a map between tensors of shape (batch, n)."""
-        return lambda x: self.flatten(f(self.unflatten(x)))
+        # A copy: f may write to the state that it is given.
+        return lambda x: self.flatten(f(self.unflatten(x.clone())))
 
 
 def _leaves(z: State) -> list[Tensor]:
     if isinstance(z, Tensor):
         return [z]
     if isinstance(z, Mapping):
-        return [leaf for key in z for leaf in _leaves(z[key])]
+        return [leaf for key in _keys(z) for leaf in _leaves(z[key])]
     if isinstance(z, (tuple, list)):
         return [leaf for part in z for leaf in _leaves(part)]
     raise DTypeError(
@@ -70,12 +71,17 @@ def _leaves(z: State) -> list[Tensor]:
     )
 
 
+def _keys(z: Mapping[Any, Any]) -> list[Any]:
+    """Return keys in an order that does not depend on who made the dictionary."""
+    return sorted(z, key=repr)
+
+
 def _shape_of(z: State) -> Any:
     """Return the tree without its tensors."""
     if isinstance(z, Tensor):
         return None
     if isinstance(z, Mapping):
-        return [(key, _shape_of(z[key])) for key in z]
+        return [(key, _shape_of(z[key])) for key in _keys(z)]
     return [_shape_of(part) for part in z]
 
 
@@ -83,8 +89,9 @@ def _rebuild(tree: State, leaves: Any) -> State:
     if isinstance(tree, Tensor):
         return next(leaves)
     if isinstance(tree, Mapping):
-        return {key: _rebuild(tree[key], leaves) for key in tree}
-    parts = [_rebuild(part, leaves) for part in tree]
+        parts = {key: _rebuild(tree[key], leaves) for key in _keys(tree)}
+        return {key: parts[key] for key in tree}
+    items = [_rebuild(part, leaves) for part in tree]
     if isinstance(tree, tuple):
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
-    return parts
+        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    return items

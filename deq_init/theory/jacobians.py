@@ -68,15 +68,7 @@ def jacobian_norm(
     """
     found = mean_field(family, gain, activation, form=form, input_variance=input_variance)
     existing_law(found)
-    limit = found.jacobian_norm
-    if n is None or families.get(family).isometric:
-        return limit
-    if isinstance(n, bool) or not isinstance(n, int) or n < 8:
-        raise ScaleError(
-            f"expected an integer n >= 8, received {n!r}. Leave it out for the limit of large n."
-        )
-    slopes = found.activation.slopes
-    return limit * (1 - _FINITE_N[family][slopes[0] != slopes[1]] * n ** (-2 / 3))
+    return found.jacobian_norm * _finite_n(found.family, found.activation, n)
 
 
 def jacobian_spectral_radius(
@@ -207,6 +199,7 @@ def gain_for(
     spectral_radius: float | None = None,
     form: Form = "out",
     input_variance: float = 1.0,
+    n: int | None = None,
 ) -> float:
     """Return the gain at which the Jacobian at the fixed point has this norm or radius.
 
@@ -216,6 +209,9 @@ def gain_for(
         As in :func:`mean_field`.
     jacobian_norm, spectral_radius : float
         One of them, positive: the target for J.
+    n : int, optional
+        Size of W. With it, the norm is that of :func:`jacobian_norm` at this size; the radius is
+        the limit's always.
 
     Returns
     -------
@@ -225,11 +221,12 @@ def gain_for(
     Raises
     ------
     ScaleError
-        If not one positive target is given, or it is not reached below :func:`critical_gain`.
+        If not one positive target is given, it is not reached below :func:`critical_gain`, or for
+        an n that does not apply.
 
     Notes
     -----
-    The limit of large n. Section B.2.
+    Section B.2.
 
     Examples
     --------
@@ -246,6 +243,8 @@ def gain_for(
             f"expected an activation that is not constant, received {phi.name}: its Jacobian is 0. "
             "Choose another activation."
         )
+    if name == "jacobian_norm":
+        target /= _finite_n(family, phi, n)
 
     def excess(gain: float) -> float:
         found = mean_field(family, gain, phi, form=form, input_variance=input_variance)
@@ -268,6 +267,17 @@ def gain_for(
             f"gain {high:.4g}, near the largest. Choose a smaller one."
         )
     return float(brentq(excess, low, high, rtol=1e-12)) if at_high > 0 else high
+
+
+def _finite_n(family: str, phi: Activation, n: int | None) -> float:
+    """Return the mean norm of J at size n, divided by its limit."""
+    if n is None or families.get(family).isometric:
+        return 1.0
+    if isinstance(n, bool) or not isinstance(n, int) or n < 8:
+        raise ScaleError(
+            f"expected an integer n >= 8, received {n!r}. Leave it out for the limit of large n."
+        )
+    return 1 - _FINITE_N[family][phi.slopes[0] != phi.slopes[1]] * n ** (-2 / 3)
 
 
 def _target(jacobian_norm: float | None, spectral_radius: float | None) -> tuple[str, float]:
