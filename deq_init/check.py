@@ -26,7 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deq_init import fixed_point, jacobian
+from deq_init import families, fixed_point, jacobian
 from deq_init._protocol import Array, IterationPrimitives
 from deq_init.errors import SolverError
 from deq_init.jacobian import Rescaling
@@ -334,9 +334,14 @@ def settling_rtol(dtypes: Sequence[str]) -> float:
     return max([RTOL, *(epsilons.get(dtype, 0.0) for dtype in dtypes)])
 
 
-def gain_of(squares: Sequence[float], outputs: Sequence[int]) -> float:
-    """Return the gain of weights, from their entries' sums of squares and numbers of outputs."""
-    return math.sqrt(sum(squares) / max(sum(outputs), 1))
+def gain_of(squares: Sequence[float], outputs: Sequence[int], family: str | None = None) -> float:
+    """Return the gain of weights, from their entries' sums of squares and numbers of outputs.
+
+    An n × n GOE matrix has n + 1 times V for the expected sum of its squares, an antisymmetric one
+    n - 1 times V, any other n times V.
+    """
+    symmetry = 0 if family is None else families.get(family).symmetry
+    return math.sqrt(sum(squares) / max(sum(n + symmetry for n in outputs), 1))
 
 
 def require_draws(draws: Any, family: str | None, weights: bool) -> int:

@@ -14,7 +14,7 @@ from deq_init import plan as plans
 from deq_init import scale
 from deq_init.check import Look, Report
 from deq_init.jax.iteration import xp
-from deq_init.jax.jacobian import Flat, State, chosen_weights, normals, products, rescale_jacobian
+from deq_init.jax.jacobian import State, rescale_jacobian, _Flat as Flat, _chosen as chosen_weights, products, normals
 from deq_init.jax.sampling import sample
 
 
@@ -84,7 +84,7 @@ def check(
             family,
             leaves[i].shape,
             layout,
-            scale.Scale("gain", core.gain_of([square], [output])),
+            scale.Scale("gain", core.gain_of([square], [output], family)),
             blocks,
         )
         for i, square, output in zip(chosen, squares, outputs, strict=True)
@@ -127,7 +127,7 @@ def check(
         size=flat.layout.n,
         family=family,
         redraws=redraws,
-        gain=core.gain_of(squares, outputs) if chosen else None,
+        gain=core.gain_of(squares, outputs, family) if chosen else None,
         rescale=(lambda: rescale_jacobian(f, params, z0, where=where, **target)[1])
         if chosen
         else None,

@@ -334,13 +334,21 @@ def _measure(kind: jacobian.Kind, f: Product, z: jax.Array, rtol: float, steps: 
     if z.shape[0] == 0:
         empty = jnp.zeros(0, z.dtype)
         return Estimate(empty, empty, jnp.asarray(0), empty > 0)
-    start = jax.random.normal(jax.random.key(0), z.shape, z.dtype)
     with jax.default_matmul_precision("highest"):
-        _, jvp = jax.linearize(f, z)
-        transposed = jax.linear_transpose(jvp, z)
-        return jacobian.measure(
-            kind, xp, jvp, lambda x: transposed(x)[0], start, rtol=rtol, max_steps=steps
-        )
+        jvp, vjp = products(f, z)
+        return jacobian.measure(kind, xp, jvp, vjp, normals(z), rtol=rtol, max_steps=steps)
+
+
+def normals(z: jax.Array) -> jax.Array:
+    """Return the vectors that measurements start from: normals, the same each time."""
+    return jax.random.normal(jax.random.key(0), z.shape, z.dtype)
+
+
+def products(f: Product, z: jax.Array) -> tuple[Product, Product]:
+    """Return products with the Jacobian of f at z and with its transpose."""
+    _, jvp = jax.linearize(f, z)
+    transposed = jax.linear_transpose(jvp, z)
+    return jvp, lambda x: transposed(x)[0]
 
 
 def _solve(

@@ -13,7 +13,7 @@ from deq_init import scale, selection
 from deq_init.check import Look, Report
 from deq_init.torch import filling
 from deq_init.torch.iteration import xp
-from deq_init.torch.jacobian import Function, _products as products, _Scaled as Scaled, rescale_jacobian_
+from deq_init.torch.jacobian import Function, products, normals, _Scaled as Scaled, rescale_jacobian_
 from deq_init.torch.states import Flat, State
 
 
@@ -81,7 +81,7 @@ def check(
     squares = [float(w.detach().double().square().sum()) for w in chosen]
     outputs = [w.shape[0] for w in chosen]
     requests = [
-        plans.plan(family, w.shape, "out_in", scale.Scale("gain", core.gain_of([s], [n])), blocks)
+        plans.plan(family, w.shape, "out_in", scale.Scale("gain", core.gain_of([s], [n], family)), blocks)
         for w, s, n in zip(chosen, squares, outputs, strict=True)
         if family is not None
     ]
@@ -100,7 +100,7 @@ def check(
             size=flat.layout.n,
             family=family,
             redraws=redraws,
-            gain=core.gain_of(squares, outputs),
+            gain=core.gain_of(squares, outputs, family),
             rescale=lambda: rescale_jacobian_(
                 chosen, f, z0, jacobian_norm=core.SUGGESTED_NORM
             ),
@@ -121,7 +121,7 @@ def _look(f: Function, flat: Flat, z0: State) -> Look:
             xp,
             function,
             start,
-            torch.randn(start.shape, generator=torch.Generator().manual_seed(0), dtype=start.dtype).to(start.device),
+            normals(start),
             lambda z: products(function, z),
             core.settling_rtol(flat.layout.dtypes),
         )

@@ -253,16 +253,20 @@ def _estimate(kind: jacobian.Kind, f: Function, z: State, rtol: float, steps: in
 
 
 def _measure(kind: jacobian.Kind, f: Product, z: Tensor, rtol: float, steps: int) -> Estimate:
-    generator = torch.Generator().manual_seed(0)
-    start = torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
     if z.shape[0] == 0:
         empty = z.new_zeros(0)
         return Estimate(empty, empty, 0, empty > 0)
-    jvp, vjp = _products(f, z)
-    return jacobian.measure(kind, xp, jvp, vjp, start, rtol=rtol, max_steps=steps)
+    jvp, vjp = products(f, z)
+    return jacobian.measure(kind, xp, jvp, vjp, normals(z), rtol=rtol, max_steps=steps)
 
 
-def _products(f: Product, z: Tensor) -> tuple[Product, Product]:
+def normals(z: Tensor) -> Tensor:
+    """Return the vectors that measurements start from: normals, the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(z.shape, generator=generator, dtype=z.dtype).to(z.device)
+
+
+def products(f: Product, z: Tensor) -> tuple[Product, Product]:
     """Return products with the Jacobian of f at z and with its transpose, f being called once.
 
     u -> Jᵀu is linear, so J is the transpose of its derivative. That asks of f no forward-mode
