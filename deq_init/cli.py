@@ -1,12 +1,14 @@
-"""The command line: ``deq-init reproduce NAME``."""
+"""The command line: ``deq-init reproduce NAME`` and ``deq-init spectrum FAMILY``."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from deq_init import __version__
+from deq_init import __version__, families
 from deq_init.errors import DeqInitError
 
 
@@ -22,12 +24,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], None] = options.command
     try:
         command(options)
+        sys.stdout.flush()
     except DeqInitError as error:
         print(f"deq-init: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("deq-init: interrupted; finished rows are in the results folder", file=sys.stderr)
+        print("deq-init: interrupted; finished rows of an experiment are kept", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # The reader, such as head, has had enough. Python flushes what is left when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
@@ -62,7 +69,28 @@ def _parser() -> argparse.ArgumentParser:
             "--output", metavar="DIR", help="results folder (default: below ./deq-init-results)"
         )
         experiment.add_argument("--quiet", action="store_true", help="no progress, no table")
+
+    _add_spectrum(commands)
     return parser
+
+
+def _add_spectrum(commands: Any) -> None:
+    spectrum = commands.add_parser(
+        "spectrum", help="draw a matrix's eigenvalues and singular values, with theory's curves"
+    )
+    spectrum.add_argument("family", metavar="FAMILY", help=", ".join(families.FAMILIES))
+    spectrum.add_argument("--n", type=_number(int, 1), default=1024, help="size of W")
+    size = spectrum.add_mutually_exclusive_group()
+    size.add_argument("--gain", type=_number(float, 0), help="default: 1")
+    size.add_argument("--spectral-norm", type=_number(float, 0), metavar="NORM")
+    size.add_argument("--spectral-radius", type=_number(float, 0), metavar="RADIUS")
+    spectrum.add_argument("--seed", type=int, default=0, help="of the draw")
+    where = spectrum.add_mutually_exclusive_group()
+    where.add_argument(
+        "--output", metavar="FILE.png", help="default: ./deq-init-spectrum-FAMILY.png"
+    )
+    where.add_argument("--text", action="store_true", help="no figure; Matplotlib is not needed")
+    spectrum.set_defaults(command=_spectrum)
 
 
 def _digits(options: argparse.Namespace) -> None:
@@ -82,6 +110,21 @@ def _lengths(options: argparse.Namespace) -> None:
 
     lengths.run(
         options.output, n=options.n, draws=options.draws, seed=options.seed, quiet=options.quiet
+    )
+
+
+def _spectrum(options: argparse.Namespace) -> None:
+    from deq_init.experiments import spectrum
+
+    spectrum.run(
+        options.family,
+        n=options.n,
+        gain=options.gain,
+        spectral_norm=options.spectral_norm,
+        spectral_radius=options.spectral_radius,
+        seed=options.seed,
+        output=options.output,
+        text_only=options.text,
     )
 
 

@@ -132,7 +132,12 @@ def new_figure(columns: int) -> tuple[Any, Any]:
     return figure, figure.subplots(1, columns)
 
 
-COLOURS = {"random": "tab:red", "orthogonal": "tab:blue", "goe": "tab:green"}
+COLOURS = {
+    "random": "tab:red",
+    "orthogonal": "tab:blue",
+    "goe": "tab:green",
+    "antisymmetric": "tab:purple",
+}
 """One colour for each family, in every figure."""
 
 
