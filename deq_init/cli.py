@@ -1,8 +1,9 @@
-"""The command line: ``deq-init reproduce NAME`` and ``deq-init spectrum FAMILY``."""
+"""The command line: ``deq-init reproduce NAME``, ``check MODEL`` and ``spectrum FAMILY``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,8 +13,14 @@ from deq_init import __version__, families
 from deq_init.errors import DeqInitError
 
 
+EXIT_CODES = {"stable": 0, "lazy": 3, "critical": 4, "divergent": 5}
+"""What ``deq-init check`` exits with, for each verdict."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, or 1 after an error that was explained.
+    """Run the command line and return its exit code.
+
+    0, :data:`EXIT_CODES` after a check, or 1 after an error that was explained.
 
     Parameters
     ----------
@@ -21,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Default: those of the process.
     """
     options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], None] = options.command
+    command: Callable[[argparse.Namespace], int | None] = options.command
     try:
-        command(options)
+        code = command(options)
         sys.stdout.flush()
     except DeqInitError as error:
         print(f"deq-init: {error}", file=sys.stderr)
@@ -35,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader, such as head, has had enough. Python flushes what is left when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
+    return code or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,8 +77,30 @@ def _parser() -> argparse.ArgumentParser:
         )
         experiment.add_argument("--quiet", action="store_true", help="no progress, no table")
 
+    _add_check(commands)
     _add_spectrum(commands)
     return parser
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="say whether a model starts lazy, stable, critical or divergent",
+        epilog=f"exit code: {', '.join(f'{code} {name}' for name, code in EXIT_CODES.items())}; "
+        "1 if the model could not be checked",
+    )
+    check.add_argument("model", metavar="package.module:function", help="see docs/check.md")
+    check.add_argument("--framework", choices=["torch", "jax", "keras"])
+    check.add_argument(
+        "--accept",
+        nargs="+",
+        choices=list(EXIT_CODES),
+        default=[],
+        metavar="VERDICT",
+        help="verdicts to exit with 0 for, beside stable",
+    )
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.set_defaults(command=_check)
 
 
 def _add_spectrum(commands: Any) -> None:
@@ -91,6 +120,14 @@ def _add_spectrum(commands: Any) -> None:
     )
     where.add_argument("--text", action="store_true", help="no figure; Matplotlib is not needed")
     spectrum.set_defaults(command=_spectrum)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from deq_init import model
+
+    report = model.check(options.model, options.framework)
+    print(json.dumps(report.to_dict(), indent=2) if options.json else report)
+    return 0 if report.verdict in options.accept else EXIT_CODES[report.verdict]
 
 
 def _digits(options: argparse.Namespace) -> None:

@@ -58,6 +58,10 @@ class FunctionError(DeqInitError, ValueError):
     """A function that does not map a state to one like it, or that cannot be differentiated."""
 
 
+class ModelError(DeqInitError, ValueError):
+    """A model named on the command line that cannot be built or checked."""
+
+
 class DataError(DeqInitError, RuntimeError):
     """A data set that could not be found, fetched or read."""
 

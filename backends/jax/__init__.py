@@ -15,9 +15,11 @@ from deq_init.jax.jacobian import (  # noqa: E402
     rescale_jacobian,
 )
 from deq_init.jax.selection import initialize  # noqa: E402
+from deq_init.jax.verdict import check  # noqa: E402
 
 __all__ = [
     "antisymmetric",
+    "check",
     "fixed_point",
     "goe",
     "initialize",

@@ -15,9 +15,11 @@ from deq_init.torch.jacobian import (  # noqa: E402
     rescale_jacobian_,
 )
 from deq_init.torch.modules import initialize_  # noqa: E402
+from deq_init.torch.verdict import check  # noqa: E402
 
 __all__ = [
     "antisymmetric_",
+    "check",
     "fixed_point",
     "goe_",
     "initialize_",
