@@ -35,6 +35,7 @@ MODULES = [
     "deq_init.torch.modules",
     "deq_init.jax.initializers",
     "deq_init.keras.initializers",
+    "deq_init.keras.jacobian",
     "deq_init.keras.selection",
 ]
 
@@ -76,7 +77,7 @@ def test_the_keras_adapter_loads_no_adapter_of_another_framework(keras_backend):
         "print([n for n in ('deq_init.torch', 'deq_init.jax') if n in sys.modules])"
     )
     env = {**os.environ, "KERAS_BACKEND": keras_backend}
-    own = ["deq_init.torch"] if keras_backend == "torch" else []
+    own = [] if keras_backend == "tensorflow" else [f"deq_init.{keras_backend}"]
     assert run(sys.executable, "-c", code, env=env).strip() == str(own)
 
 

@@ -19,6 +19,22 @@ except ModuleNotFoundError as error:
     ) from None
 
 from deq_init.keras.initializers import GOE, Antisymmetric, Orthogonal, Random
+from deq_init.keras.jacobian import (
+    fixed_point,
+    jacobian_norm,
+    jacobian_spectral_radius,
+    rescale_jacobian,
+)
 from deq_init.keras.selection import initialize
 
-__all__ = ["GOE", "Antisymmetric", "Orthogonal", "Random", "initialize"]
+__all__ = [
+    "GOE",
+    "Antisymmetric",
+    "Orthogonal",
+    "Random",
+    "fixed_point",
+    "initialize",
+    "jacobian_norm",
+    "jacobian_spectral_radius",
+    "rescale_jacobian",
+]

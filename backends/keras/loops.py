@@ -1,0 +1,267 @@
+"""Fixed points and the Jacobian there on TensorFlow and JAX: NumPy's loops around eager functions.
+
+The iterations' own arithmetic is on many small arrays, which eager TensorFlow dispatches slower
+than NumPy computes, and which JAX compiles for seconds. Only f and its derivatives run in the
+framework, on whichever device: eagerly in TensorFlow, compiled once for each call in JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from deq_init import fixed_point as core
+from deq_init import jacobian
+from deq_init.errors import DTypeError, FunctionError
+from deq_init.fixed_point import Solution
+from deq_init.jacobian import Measurement, Rescaling
+from deq_init.keras.states import Vectors
+from deq_init.numpy.iteration import xp
+from deq_init.plan import compute_dtype
+from deq_init.spectra import Estimate
+
+Solver = Callable[[Vectors, Any], Any]
+Product = Callable[[Any], Any]
+
+
+def fixed_point(f: Vectors, z0: Any, **options: Any) -> Solution:
+    """Solve z = f(z) for tensors of shape (batch, n); see :func:`deq_init.keras.fixed_point`."""
+    found = _solve(Map(f), _array(z0), **options)
+    parts = (found.value, found.residual, found.steps, found.converged)
+    return Solution(*map(ops.convert_to_tensor, parts))
+
+
+def jacobian_norm(f: Vectors, z: Any, *, rtol: float, max_steps: int) -> Estimate:
+    """Return the Jacobian's norm at a tensor of shape (batch, n)."""
+    return _estimate("jacobian_norm", f, z, rtol, max_steps)
+
+
+def jacobian_spectral_radius(f: Vectors, z: Any, *, rtol: float, max_steps: int) -> Estimate:
+    """Return the Jacobian's radius at a tensor of shape (batch, n)."""
+    return _estimate("spectral_radius", f, z, rtol, max_steps)
+
+
+def rescale_jacobian(
+    variables: Sequence[keras.Variable],
+    f: Vectors,
+    z0: Any,
+    *,
+    jacobian_norm: float | None,
+    spectral_radius: float | None,
+    rtol: float,
+    solver: Solver | None,
+) -> Rescaling:
+    """Scale variables, in place; see :func:`deq_init.keras.rescale_jacobian`."""
+    wanted = jacobian.target(jacobian_norm, spectral_radius, rtol)
+    search = _Search(wanted, Map(f, variables), _array(z0), solver)
+    originals = [ops.copy(variable.value) for variable in variables]
+
+    def multiply(factor: float) -> None:
+        for variable, original in zip(variables, originals, strict=True):
+            wide = ops.cast(original, compute_dtype(variable.dtype))
+            variable.assign(ops.cast(wide * factor, variable.dtype))
+
+    def evaluate(factor: float) -> Measurement:
+        multiply(factor)
+        return search.measure()
+
+    kept = False
+    try:
+        result = jacobian.search(wanted, search.first(), evaluate)
+        if result.reached:
+            multiply(result.factor)
+            kept = True
+    finally:
+        if not kept:
+            for variable, original in zip(variables, originals, strict=True):
+                variable.assign(original)
+    return result
+
+
+class _Search:
+    """Fixed points of f and the Jacobian there, each solve started where the last one ended."""
+
+    def __init__(self, wanted: jacobian.Target, f: Map, z0: Any, solver: Solver | None) -> None:
+        self._wanted, self._f, self._z, self._solver = wanted, f, z0, solver
+
+    def first(self) -> float:
+        """Return the value near the fixed point: one step away from the start."""
+        z = self._f(self._z)
+        return self._at(z, np.ones(len(z), bool)).value if np.isfinite(z).all() else 1.0
+
+    def measure(self) -> Measurement:
+        """Return what is measured at the fixed point."""
+        wanted, z = self._wanted, self._z
+        rtol, steps = wanted.solving_rtol, jacobian.SOLVER_STEPS
+        if self._solver is not None:
+            z = _array(self._solver(self._f.function, ops.convert_to_tensor(z)))
+            rtol, steps = wanted.rtol / 4, 1
+        found = _solve(self._f, z, rtol=rtol, max_steps=steps)
+        if not found.converged.all():
+            return Measurement(float("nan"), float("inf"), False)
+        self._z = found.value
+        return self._at(found.value, found.converged)
+
+    def _at(self, z: Any, found: Any) -> Measurement:
+        wanted = self._wanted
+        steps = jacobian.MAX_STEPS[wanted.kind]
+        estimate = _measure(wanted.kind, self._f, z, wanted.measuring_rtol, steps)
+        return jacobian.measurement(estimate.value, estimate.error, found)
+
+
+# What overflows is an answer here, which the residual or the value gives.
+@np.errstate(all="ignore")
+def _solve(f: Map, z0: Any, **options: Any) -> Solution:
+    return core.solve(xp, f, z0, **options)
+
+
+def _estimate(kind: jacobian.Kind, f: Vectors, z: Any, rtol: float, steps: int) -> Estimate:
+    core.require_rtol(rtol)
+    core.require_count("max_steps", steps)
+    found = _measure(kind, Map(f), _array(z), rtol, steps)
+    parts = (found.value, found.error, found.converged)
+    value, error, converged = map(ops.convert_to_tensor, parts)
+    return Estimate(value, error, found.matvecs, converged)
+
+
+@np.errstate(all="ignore")
+def _measure(kind: jacobian.Kind, f: Map, z: Any, rtol: float, steps: int) -> Estimate:
+    if len(z) == 0:
+        empty = np.zeros(0, z.dtype)
+        return Estimate(empty, empty, 0, empty > 0)
+    start = np.random.default_rng(0).standard_normal(z.shape, z.dtype)
+    jvp, vjp = f.products(z)
+    return jacobian.measure(kind, xp, jvp, vjp, start, rtol=rtol, max_steps=steps)
+
+
+def _array(z: Any) -> Any:
+    """Return an eager tensor as a NumPy array."""
+    if is_traced(z):
+        raise DTypeError(
+            "expected a state of eager tensors, received a traced one, whose values are not known "
+            "yet. Call this outside of tf.function, jax.jit and the like; a Keras model's "
+            "train_step runs eagerly after compile(run_eagerly=True)."
+        )
+    return ops.convert_to_numpy(z)
+
+
+if keras.backend.backend() == "jax":
+    import jax
+
+    class Map:
+        """f between NumPy arrays, compiled with the values of some variables given apart."""
+
+        def __init__(self, f: Vectors, variables: Sequence[keras.Variable] = ()) -> None:
+            def evaluate(values: Sequence[Any], z: Any) -> Any:
+                return without_updates(f, tuple(zip(variables, values, strict=True)))(z)
+
+            self.function, self._variables = f, variables
+            self._evaluate = jax.jit(evaluate)
+            self._linearize = jax.jit(
+                lambda values, z: jax.linearize(lambda z: evaluate(values, z), z)[1]
+            )
+
+        def __call__(self, x: Any) -> Any:
+            """Return f(x)."""
+            return np.asarray(self._evaluate(self._values(), x))
+
+        def products(self, z: Any) -> tuple[Product, Product]:
+            """Return products with the Jacobian of f at z and with its transpose."""
+            with jax.default_matmul_precision("highest"):
+                linear = self._linearize(self._values(), z)
+
+            def jvp(x: Any) -> Any:
+                with jax.default_matmul_precision("highest"):
+                    return np.asarray(_apply(linear, x))
+
+            def vjp(x: Any) -> Any:
+                with jax.default_matmul_precision("highest"):
+                    return np.asarray(_apply_transpose(linear, x))
+
+            return jvp, vjp
+
+        def _values(self) -> list[Any]:
+            return [variable.value for variable in self._variables]
+
+    # Linearized functions are pytrees: those of one f compile once, whatever is in them.
+    @jax.jit
+    def _apply(linear: Any, x: Any) -> Any:
+        return linear(x)
+
+    @jax.jit
+    def _apply_transpose(linear: Any, x: Any) -> Any:
+        return jax.linear_transpose(linear, x)(x)[0]
+
+    def without_updates(f: Vectors, values: Sequence[tuple[Any, Any]] = ()) -> Vectors:
+        """Return f with these values of variables, and without its updates of variables.
+
+        An update would leave the trace's placeholders in the variables for good.
+        """
+
+        def apart(z: Any) -> Any:
+            with keras.StatelessScope(values) as scope:
+                if scope.original_scope is not None:
+                    outer = scope.original_scope.state_mapping
+                    scope.state_mapping = {**outer, **scope.state_mapping}
+                return f(z)
+
+        return apart
+
+    def is_traced(x: Any) -> bool:
+        """Return whether the values of a tensor are not known yet."""
+        return isinstance(x, jax.core.Tracer)
+
+else:
+    import tensorflow as tf
+
+    class Map:  # type: ignore[no-redef]
+        """f between NumPy arrays, called eagerly, and so with the variables as they are."""
+
+        def __init__(self, f: Vectors, variables: Sequence[keras.Variable] = ()) -> None:
+            self.function = f
+
+        def __call__(self, x: Any) -> Any:
+            """Return f(x)."""
+            return self.function(tf.constant(x)).numpy()
+
+        def products(self, z: Any) -> tuple[Product, Product]:
+            """Return products with the Jacobian of f at z and with its transpose.
+
+            f is called once. u -> Jᵀu is linear, so J is the transpose of its derivative: that
+            asks of f no forward-mode formula.
+            """
+            z = tf.constant(z)
+            # Not the derivatives in the variables, nor the memory that these would take.
+            inner, outer = (
+                tf.GradientTape(persistent=True, watch_accessed_variables=False) for _ in range(2)
+            )
+            with outer:
+                with inner:
+                    inner.watch(z)
+                    y = self.function(z)
+                u = tf.zeros_like(y)
+                outer.watch(u)
+                pulled = inner.gradient(y, z, u)
+            if pulled is None:
+                raise FunctionError(
+                    "expected f to be differentiable in its argument, received one whose result "
+                    "does not depend on it for tf.GradientTape. Leave out stop_gradient and NumPy "
+                    "inside f."
+                )
+
+            def vjp(x: Any) -> Any:
+                return inner.gradient(y, z, tf.constant(x)).numpy()
+
+            def jvp(x: Any) -> Any:
+                pushed = outer.gradient(pulled, u, tf.constant(x))
+                return np.zeros_like(x) if pushed is None else pushed.numpy()
+
+            return jvp, vjp
+
+    def is_traced(x: Any) -> bool:
+        """Return whether the values of a tensor are not known yet."""
+        return tf.is_symbolic_tensor(x)
