@@ -26,9 +26,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deq_init import families, fixed_point, jacobian
+from deq_init import families, fixed_point, jacobian, scale, states
+from deq_init import plan as plans
 from deq_init._protocol import Array, IterationPrimitives
-from deq_init.errors import SolverError
+from deq_init.errors import SelectionError
 from deq_init.jacobian import Rescaling
 
 Verdict = Literal["lazy", "stable", "critical", "divergent"]
@@ -47,6 +48,7 @@ SUGGESTED_NORM = 0.9
 """Jacobian norm that is suggested: below 1, the iteration contracts near the fixed point."""
 
 _MEASURING_RTOL = 0.01
+_NO_WEIGHTS = "name the weights for a suggested gain"
 _NORM_STEPS, _RADIUS_STEPS = 64, 128
 
 
@@ -268,9 +270,8 @@ def summarize(measured: Sequence[Any]) -> Look:
     grown, solved = rest
     found = settled | by_anderson
     over = found if found.any() else np.ones_like(found)
-    solved = solved & over
-    count = max(int(solved.sum()), 1)
-    amplification = _spread(grown[solved], np.full(count, np.std(grown[solved]) / count**0.5))
+    grown = grown[solved & over]
+    deviation = np.std(grown) / len(grown) ** 0.5 if len(grown) else np.nan
     return Look(
         float(settled.mean()),
         _median(steps[settled]),
@@ -278,21 +279,18 @@ def summarize(measured: Sequence[Any]) -> Look:
         _median(anderson_steps[by_anderson]),
         _spread(norm[over], norm_error[over]),
         _spread(radius[over], radius_error[over]),
-        amplification,
+        _spread(grown, np.full(len(grown), deviation)),
     )
 
 
 def report(
     seen: Look,
-    *,
-    samples: int,
-    size: int,
-    family: str | None = None,
+    layout: states.Layout,
+    weights: Weights | None = None,
     redraws: Sequence[Look] = (),
-    gain: float | None = None,
-    rescale: Callable[[], Rescaling] | None = None,
-    suggestion: str = "",
-    howto: str = "",
+    *,
+    rescale: Callable[[], Rescaling],
+    suggestion: str,
 ) -> Report:
     """Return the report on what was seen.
 
@@ -300,30 +298,32 @@ def report(
     ----------
     seen : Look
         The model as it is.
-    samples, size, family, redraws, gain
-        As in :class:`Report`.
-    rescale : callable, optional
+    layout : deq_init.states.Layout
+        Of its state.
+    weights : Weights, optional
+        Those that were named.
+    redraws : sequence of Look
+        The model with new draws of them.
+    rescale : callable
         Searches for the factor that gives the Jacobian the norm :data:`SUGGESTED_NORM`; called
-        if the model is not stable.
+        if there are weights and the model is not stable.
     suggestion : str
         The line of code that multiplies the weights by it.
-    howto : str
-        What to pass to have a gain suggested.
     """
     verdict, reason = seen.judgement
-    base = Report(verdict, reason, samples, size, seen, family, tuple(redraws), gain)
+    family, gain = (None, None) if weights is None else (weights.family, weights.gain)
+    base = Report(verdict, reason, layout.batch, layout.n, seen, family, tuple(redraws), gain)
+    if gain is None:
+        return base if verdict == "stable" else replace(base, note=_NO_WEIGHTS)
     if verdict == "stable":
         return replace(base, suggested_factor=1.0, suggested_gain=gain)
-    if rescale is None:
-        return replace(base, note=howto)
     result = rescale()
     if not result.reached:
         return replace(base, note=f"no factor gives norm {SUGGESTED_NORM}: {result.reason}")
-    suggested = None if gain is None else gain * result.factor
     return replace(
         base,
         suggested_factor=result.factor,
-        suggested_gain=suggested,
+        suggested_gain=gain * result.factor,
         suggestion=suggestion,
     )
 
@@ -334,33 +334,75 @@ def settling_rtol(dtypes: Sequence[str]) -> float:
     return max([RTOL, *(epsilons.get(dtype, 0.0) for dtype in dtypes)])
 
 
-def gain_of(squares: Sequence[float], outputs: Sequence[int], family: str | None = None) -> float:
-    """Return the gain of weights, from their entries' sums of squares and numbers of outputs.
-
-    An n × n GOE matrix has n + 1 times V for the expected sum of its squares, an antisymmetric one
-    n - 1 times V, any other n times V.
-    """
-    symmetry = 0 if family is None else families.get(family).symmetry
-    return math.sqrt(sum(squares) / max(sum(n + symmetry for n in outputs), 1))
-
-
 def require_draws(draws: Any, family: str | None, weights: bool) -> int:
     """Return how many new draws to look at, 0 without a family.
 
     Raises
     ------
-    SolverError
+    SolverError, SelectionError
         If it is not a positive integer, or there are no weights to draw.
     """
     fixed_point.require_count("draws", draws)
     if family is None:
         return 0
     if not weights:
-        raise SolverError(
+        raise SelectionError(
             f"expected the weights to draw from the {family} family, received none. "
-            "Pass weights=, or leave out family=."
+            "Name them, or leave out family=."
         )
     return int(draws)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a check must know of the weights that were named.
+
+    Attributes
+    ----------
+    shapes : sequence of sequence of int
+        Shape of each.
+    squares : sequence of float
+        Sum of each one's squared entries.
+    layout : {"out_in", "in_out"}
+        How the framework's arrays hold W, see :mod:`deq_init.plan`.
+    family : str or None
+        Family to draw them anew from.
+    """
+
+    shapes: Sequence[Sequence[int]]
+    squares: Sequence[float]
+    layout: plans.Layout
+    family: str | None
+
+    @property
+    def gain(self) -> float | None:
+        """Gain of all of them together; None if there are none."""
+        return self._gain(range(len(self.shapes))) if self.shapes else None
+
+    def plans(self, blocks: int | tuple[int, int] | None) -> list[plans.Plan]:
+        """Return what to draw for each of them, at its own gain; nothing without a family.
+
+        Raises
+        ------
+        FamilyError, ShapeError
+            For a family that they cannot be.
+        """
+        if self.family is None:
+            return []
+        return [
+            plans.plan(
+                self.family, shape, self.layout, scale.Scale("gain", self._gain([i])), blocks
+            )
+            for i, shape in enumerate(self.shapes)
+        ]
+
+    def _gain(self, indices: Sequence[int]) -> float:
+        # n x n GOE matrices have n + 1 times V for the mean sum of their squares, antisymmetric
+        # ones n - 1 times, others n times.
+        symmetry = 0 if self.family is None else families.get(self.family).symmetry
+        axis = 0 if self.layout == "out_in" else -1
+        outputs = sum(self.shapes[i][axis] + symmetry for i in indices)
+        return math.sqrt(sum(self.squares[i] for i in indices) / max(outputs, 1))
 
 
 def _spread(values: NDArray[Any], errors: NDArray[Any]) -> Spread:

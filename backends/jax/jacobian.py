@@ -81,7 +81,7 @@ def fixed_point(
     >>> bool(solution.converged.all()), round(float(solution.value[0, 0]), 4)
     (True, 2.0)
     """
-    flat = _Flat(z0)
+    flat = Flat(z0)
     found = core.solve(
         xp,
         flat.map(f),
@@ -238,9 +238,9 @@ def rescale_jacobian(
     (True, 0.5)
     """
     wanted = jacobian.target(jacobian_norm, spectral_radius, rtol)
-    flat = _Flat(z0)
+    flat = Flat(z0)
     leaves, structure = jax.tree_util.tree_flatten(params)
-    chosen = _chosen(params, where)
+    chosen = chosen_weights(params, where)
     arrays = [index for index, leaf in enumerate(leaves) if is_array(leaf)]
     guess = jacobian.mean_field_factor(
         wanted,
@@ -295,7 +295,7 @@ def rescale_jacobian(
     return (with_factor(values, result.factor) if result.reached else params), result
 
 
-def _chosen(params: Any, where: Any) -> set[int]:
+def chosen_weights(params: Any, where: Any) -> set[int]:
     """Return the indices of the leaves that are to be scaled."""
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     arrays = [index for index, (_, leaf) in enumerate(paths) if is_array(leaf)]
@@ -322,7 +322,7 @@ def _mean(estimate: Estimate, found: jax.Array) -> Measurement:
 def _estimate(kind: jacobian.Kind, f: Function, z: State, rtol: float, steps: int) -> Estimate:
     core.require_rtol(rtol)
     core.require_count("max_steps", steps)
-    flat = _Flat(z)
+    flat = Flat(z)
     return _measure(kind, flat.map(f), flat.flatten(z), rtol, steps)
 
 
@@ -354,7 +354,7 @@ def products(f: Product, z: jax.Array) -> tuple[Product, Product]:
 def _solve(
     wanted: jacobian.Target,
     f: Function,
-    flat: _Flat,
+    flat: Flat,
     z: jax.Array,
     solver: Callable[[Function, State], State] | None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -367,7 +367,7 @@ def _solve(
     return found.value, found.converged
 
 
-class _Flat:
+class Flat:
     """A state's layout, and its maps in terms of arrays of shape (batch, n)."""
 
     def __init__(self, z: State) -> None:

@@ -6,15 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from deq_init import check as core
 from deq_init import plan as plans
-from deq_init import scale
 from deq_init.check import Look, Report
 from deq_init.jax.iteration import xp
-from deq_init.jax.jacobian import State, rescale_jacobian, _Flat as Flat, _chosen as chosen_weights, products, normals
+from deq_init.jax.jacobian import Flat, State, chosen_weights, normals, products, rescale_jacobian
 from deq_init.jax.sampling import sample
 
 
@@ -77,19 +75,13 @@ def check(
     leaves, structure = jax.tree_util.tree_flatten(params)
     chosen = sorted(chosen_weights(params, where)) if params is not None else []
     count = core.require_draws(draws, family, bool(chosen))
-    squares = [float(np.square(np.asarray(leaves[i], np.float64)).sum()) for i in chosen]
-    outputs = [leaves[i].shape[-1 if layout == "in_out" else 0] for i in chosen]
-    requests = [
-        plans.plan(
-            family,
-            leaves[i].shape,
-            layout,
-            scale.Scale("gain", core.gain_of([square], [output], family)),
-            blocks,
-        )
-        for i, square, output in zip(chosen, squares, outputs, strict=True)
-        if family is not None
-    ]
+    known = core.Weights(
+        [leaves[i].shape for i in chosen],
+        [float(np.square(np.asarray(leaves[i], np.float64)).sum()) for i in chosen],
+        layout,
+        family,
+    )
+    requests = known.plans(blocks)
 
     @jax.jit
     def measured(weights: list[jax.Array], z: jax.Array) -> tuple[jax.Array, ...]:
@@ -123,16 +115,11 @@ def check(
     target = {"jacobian_norm": core.SUGGESTED_NORM}
     return core.report(
         seen,
-        samples=flat.layout.batch,
-        size=flat.layout.n,
-        family=family,
-        redraws=redraws,
-        gain=core.gain_of(squares, outputs, family) if chosen else None,
-        rescale=(lambda: rescale_jacobian(f, params, z0, where=where, **target)[1])
-        if chosen
-        else None,
+        flat.layout,
+        known,
+        redraws,
+        rescale=lambda: rescale_jacobian(f, params, z0, where=where, **target)[1],
         suggestion=_suggestion(where),
-        howto="pass params= for a suggested gain",
     )
 
 

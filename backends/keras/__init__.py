@@ -26,12 +26,14 @@ from deq_init.keras.jacobian import (
     rescale_jacobian,
 )
 from deq_init.keras.selection import initialize
+from deq_init.keras.verdict import check
 
 __all__ = [
     "GOE",
     "Antisymmetric",
     "Orthogonal",
     "Random",
+    "check",
     "fixed_point",
     "initialize",
     "jacobian_norm",

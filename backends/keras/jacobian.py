@@ -11,7 +11,8 @@ PyTorch             :mod:`deq_init.torch`'s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -229,7 +230,7 @@ def rescale_jacobian(
     (True, 0.5)
     """
     jacobian.target(jacobian_norm, spectral_radius, rtol)
-    variables, flat = _variables(weights), Flat(z0)
+    variables, flat = variables_of(weights), Flat(z0)
     start = flat.flatten(z0)
     flat_solver = None
     if solver is not None:
@@ -248,7 +249,7 @@ def rescale_jacobian(
     )
 
 
-def _variables(weights: Any) -> list[keras.Variable]:
+def variables_of(weights: Any) -> list[keras.Variable]:
     """Return the variables to scale, each once."""
     listed = [weights] if isinstance(weights, keras.Variable) else weights
     if not isinstance(listed, Iterable) or keras.ops.is_tensor(listed):
@@ -266,6 +267,17 @@ def _variables(weights: Any) -> list[keras.Variable]:
             "expected at least one variable to scale, received none. Pass e.g. layer.kernel."
         )
     return list({id(variable): variable for variable in listed}.values())
+
+
+@contextmanager
+def restored(variables: Sequence[keras.Variable]) -> Iterator[None]:
+    """Put the variables back at the end, whatever happens."""
+    originals = [keras.ops.copy(variable.value) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, original in zip(variables, originals, strict=True):
+            variable.assign(original)
 
 
 if keras.backend.backend() == "torch":

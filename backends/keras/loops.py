@@ -14,8 +14,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from deq_init import check as checking
 from deq_init import fixed_point as core
 from deq_init import jacobian
+from deq_init.check import Look
 from deq_init.errors import DTypeError, FunctionError
 from deq_init.fixed_point import Solution
 from deq_init.jacobian import Measurement, Rescaling
@@ -82,6 +84,14 @@ def rescale_jacobian(
     return result
 
 
+@np.errstate(all="ignore")
+def look(f: Vectors, variables: Sequence[keras.Variable], z0: Any, rtol: float) -> Look:
+    """Return what a check sees from a tensor of shape (batch, n)."""
+    built, z = Map(f, variables), _array(z0)
+    f(z0)  # builds layers, which cannot be done within a trace
+    return checking.summarize(checking.look(xp, built, z, _normals(z), built.products, rtol))
+
+
 class _Search:
     """Fixed points of f and the Jacobian there, each solve started where the last one ended."""
 
@@ -133,9 +143,13 @@ def _measure(kind: jacobian.Kind, f: Map, z: Any, rtol: float, steps: int) -> Es
     if len(z) == 0:
         empty = np.zeros(0, z.dtype)
         return Estimate(empty, empty, 0, empty > 0)
-    start = np.random.default_rng(0).standard_normal(z.shape, z.dtype)
     jvp, vjp = f.products(z)
-    return jacobian.measure(kind, xp, jvp, vjp, start, rtol=rtol, max_steps=steps)
+    return jacobian.measure(kind, xp, jvp, vjp, _normals(z), rtol=rtol, max_steps=steps)
+
+
+def _normals(z: Any) -> Any:
+    """Return the vectors that measurements start from: normals, the same each time."""
+    return np.random.default_rng(0).standard_normal(z.shape, z.dtype)
 
 
 def _array(z: Any) -> Any:

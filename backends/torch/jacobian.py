@@ -222,7 +222,7 @@ def rescale_jacobian_(
     (True, 0.5)
     """
     wanted = jacobian.target(jacobian_norm, spectral_radius, rtol)
-    flat, scaled = Flat(z0), _Scaled(weights)
+    flat, scaled = Flat(z0), Scaled(weights)
     start = jacobian.mean_field_factor(
         wanted,
         [] if family is None else scaled.sizes(),
@@ -360,7 +360,7 @@ class _Search:
             return z, found.converged
 
 
-class _Scaled:
+class Scaled:
     """Weights that are multiplied in place, and put back."""
 
     def __init__(self, weights: Tensor | Iterable[Tensor]) -> None:

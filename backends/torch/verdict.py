@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from deq_init import check as core
-from deq_init import plan as plans
-from deq_init import scale, selection
+from deq_init import selection
 from deq_init.check import Look, Report
+from deq_init.jacobian import Rescaling
 from deq_init.torch import filling
 from deq_init.torch.iteration import xp
-from deq_init.torch.jacobian import Function, products, normals, _Scaled as Scaled, rescale_jacobian_
+from deq_init.torch.jacobian import Function, Product, Scaled, normals, products, rescale_jacobian_
 from deq_init.torch.states import Flat, State
 
 
@@ -72,57 +73,38 @@ def check(
     flat = Flat(z0)
     chosen = [weights] if isinstance(weights, Tensor) else list(weights or ())
     count = core.require_draws(draws, family, bool(chosen))
-    if not chosen:
-        seen = _look(f, flat, z0)
-        return core.report(
-            seen, samples=flat.layout.batch, size=flat.layout.n, howto=_PASS_WEIGHTS
-        )
-    scaled = Scaled(chosen)
-    squares = [float(w.detach().double().square().sum()) for w in chosen]
-    outputs = [w.shape[0] for w in chosen]
-    requests = [
-        plans.plan(family, w.shape, "out_in", scale.Scale("gain", core.gain_of([s], [n], family)), blocks)
-        for w, s, n in zip(chosen, squares, outputs, strict=True)
-        if family is not None
-    ]
-    with scaled.restored_unless_kept():
-        seen = _look(f, flat, z0)
+    function, start = flat.map(f), flat.flatten(z0).detach()
+    rtol = core.settling_rtol(flat.layout.dtypes)
+    known = core.Weights(
+        [tuple(w.shape) for w in chosen],
+        [float(w.detach().double().square().sum()) for w in chosen],
+        "out_in",
+        family,
+    )
+    requests = known.plans(blocks)
+    with Scaled(chosen).restored_unless_kept() if chosen else nullcontext():
+        seen = look(function, start, rtol)
         redraws = []
         for draw in range(count):
-            for index, (w, request) in enumerate(zip(chosen, requests, strict=True)):
+            for index, (w, plan) in enumerate(zip(chosen, requests, strict=True)):
                 seed = selection.seed_of(draw, str(index))
-                filling.fill(request.family.name, w, request.scale, blocks, None, seed, None)
-            redraws.append(_look(f, flat, z0))
-        scaled.multiply(1.0)
-        return core.report(
-            seen,
-            samples=flat.layout.batch,
-            size=flat.layout.n,
-            family=family,
-            redraws=redraws,
-            gain=core.gain_of(squares, outputs, family),
-            rescale=lambda: rescale_jacobian_(
-                chosen, f, z0, jacobian_norm=core.SUGGESTED_NORM
-            ),
-            suggestion=_SUGGESTION,
-        )
+                filling.fill(plan.family.name, w, plan.scale, blocks, None, seed, None)
+            redraws.append(look(function, start, rtol))
+
+    def rescale() -> Rescaling:
+        with Scaled(chosen).restored_unless_kept():
+            return rescale_jacobian_(chosen, f, z0, jacobian_norm=core.SUGGESTED_NORM)
+
+    return core.report(seen, flat.layout, known, redraws, rescale=rescale, suggestion=_SUGGESTION)
 
 
-_PASS_WEIGHTS = "pass weights= for a suggested gain"
 _SUGGESTION = (
     f"deq_init.torch.rescale_jacobian_(weights, f, z0, jacobian_norm={core.SUGGESTED_NORM})"
 )
 
 
-def _look(f: Function, flat: Flat, z0: State) -> Look:
-    function, start = flat.map(f), flat.flatten(z0).detach()
+def look(f: Product, z0: Tensor, rtol: float) -> Look:
+    """Return what is seen from z0, of shape (batch, n), with the weights as they are."""
     with torch.no_grad():
-        measured = core.look(
-            xp,
-            function,
-            start,
-            normals(start),
-            lambda z: products(function, z),
-            core.settling_rtol(flat.layout.dtypes),
-        )
+        measured = core.look(xp, f, z0, normals(z0), lambda z: products(f, z), rtol)
     return core.summarize([x.cpu() for x in measured])
