@@ -20,8 +20,8 @@ from deq_init import families, theory
 
 import backends
 
-N, DRAWS = 200, 24
-SMALL, MANY = 40, 150
+N, DRAWS = 128, 24
+SMALL, MANY = 32, 120
 FALSE_ALARM = 1e-6
 NAMES = ("numpy", "torch", "jax", "keras-tensorflow", "keras-jax", "keras-torch")
 
@@ -74,7 +74,7 @@ def linear_formulas(family, gain):
 def test_linear_moments(backend, family):
     """Radius 0.7, all inputs of 24 matrices. Allowances are for the next order in 1/n.
 
-    Means 20/n²; variance 25/n, as much as that of random matrices needs at this radius (21/n); the
+    Means 20/n²; variance 10/n, that of random matrices 25/n (21/n is needed at this radius); the
     gradients of random matrices, whose 1/n term is not known, 20/n.
     """
     gain = 0.7 / families.get(family).radius_edge
@@ -87,16 +87,17 @@ def test_linear_moments(backend, family):
     }
     allowed = {
         "mean": 20 / N**2,
-        "variance": 25 / N,
+        "variance": (25 if family == "random" else 10) / N,
         "gradient": 20 / N if family == "random" else 20 / N**2,
     }
     expected = linear_formulas(family, gain)
     for name, values in measured.items():
         assert agrees(values, expected[name], allowed[name]), name
-    wrong = linear_formulas("orthogonal" if family == "random" else "random", gain)
-    # Random and orthogonal means are equal in the limit.
-    rejected = {"random": ["gradient"], "orthogonal": ["variance", "gradient"]}
-    for name in rejected.get(family, measured):
+    wrong = linear_formulas("antisymmetric" if family == "random" else "random", gain)
+    for name in measured:
+        # Random and orthogonal means are equal in the limit.
+        if (family, name) == ("orthogonal", "mean"):
+            continue
         assert not agrees(measured[name], wrong[name], allowed[name]), name
     if family == "orthogonal":
         assert agrees(measured["variance"], theory.orthogonal_length_variance(gain, N), 0)
@@ -104,7 +105,7 @@ def test_linear_moments(backend, family):
 
 @pytest.mark.parametrize("family", ["random", "orthogonal"])
 def test_exact_laws(backend, family):
-    """One input's lengths have the quantiles: 150 matrices of size 40, Kolmogorov-Smirnov.
+    """One input's lengths have the quantiles: 120 matrices of size 32, Kolmogorov-Smirnov.
 
     A gain that is 15 % larger is rejected.
     """
@@ -123,7 +124,7 @@ def test_exact_laws(backend, family):
 
 @pytest.mark.parametrize("family", ["random", "orthogonal"])
 def test_nonlinear_variance(backend, family):
-    """Eight inputs of each of 150 matrices of size 40; allowance for the size 10 %.
+    """Eight inputs of each of 120 matrices of size 32; allowance for the size 10 %.
 
     Rejected: the linear DEQ's variance, and half and twice the formula.
     """
@@ -140,6 +141,12 @@ def test_nonlinear_variance(backend, family):
         assert not agrees(values, wrong, 0.1)
 
 
+# Theory's part is the same for every backend.
+critical_gain = functools.cache(theory.critical_gain)
+gain_for = functools.cache(theory.gain_for)
+
+
+@functools.cache
 def mean_field_formulas(family, gain, form):
     found = theory.mean_field(family, gain, "tanh", form=form)
     return {
@@ -168,15 +175,15 @@ def spectral_norms(w):
     ("form", "target"), [("out", {"jacobian_norm": 0.8}), ("in", {"spectral_radius": 0.6})]
 )
 def test_mean_field(backend, family, form, target):
-    """tanh at the gain that theory gives for a target: eight inputs of each of 16 matrices.
+    """tanh at the gain that theory gives for a target: eight inputs of each of 12 matrices.
 
-    Allowances for the size: 1 %, adjoint amplification 2 %. Radii are known to differ from the
-    limit by 3 % (random, orthogonal: eigenvalues beyond the edge) and -2 % (the others), and a
-    mean of six by 1.2 % from that: allowance 8 %.
+    Allowances for the size: 1.5 %, adjoint amplification 3 %. Radii are known to differ from the
+    limit by 4 % (random, orthogonal: eigenvalues beyond the edge) and -3 % (the others), and a
+    mean of four by 1.8 % from that: allowance 9 %.
     """
     symmetry = families.get(family).symmetry
-    gain = theory.gain_for(family, "tanh", form=form, **target)
-    w = gain * draws(backend.name, family)[:16]
+    gain = gain_for(family, "tanh", form=form, **target)
+    w = gain * draws(backend.name, family)[:12]
     z, h, done = solve(w, inputs(N, 8), form)
     assert done.all()
     slope = 1 - np.tanh(h[:, :, 0]) ** 2
@@ -189,16 +196,16 @@ def test_mean_field(backend, family, form, target):
     right = mean_field_formulas(family, gain, form)
     wrong = mean_field_formulas("random" if symmetry else "goe", gain, form)
     for name, values in measured.items():
-        allowed = 0.02 if name == "adjoint" else 0.01
+        allowed = 0.03 if name == "adjoint" else 0.015
         assert agrees(values, right[name], allowed), name
         assert not agrees(values, wrong[name], allowed), name
     norms = spectral_norms(jacobian)
-    assert agrees(norms, right["norm"], 0.01)
-    assert not agrees(norms, 2 * gain, 0.01)  # without φ'
-    radius = spectral_radii(slope[:6], w[:6], symmetry).mean()
-    bias = 0.98 if symmetry else 1.03
-    assert radius == pytest.approx(bias * right["radius"], rel=0.08)
-    assert radius != pytest.approx(bias * wrong["radius"], rel=0.08)
+    assert agrees(norms, right["norm"], 0.015)
+    assert not agrees(norms, 2 * gain, 0.015)  # without φ'
+    radius = spectral_radii(slope[:4], w[:4], symmetry).mean()
+    bias = 0.97 if symmetry else 1.04
+    assert radius == pytest.approx(bias * right["radius"], rel=0.09)
+    assert radius != pytest.approx(bias * wrong["radius"], rel=0.09)
 
 
 def test_critical_gain(backend, family):
@@ -209,7 +216,7 @@ def test_critical_gain(backend, family):
     activation, form, function = "tanh", "in", np.tanh
     if family == "goe":
         activation, form, function = "relu", "out", lambda h: np.maximum(h, 0)
-    edge = theory.critical_gain(family, activation, form=form)
+    edge = critical_gain(family, activation, form=form)
     for factor, converges in ((0.75, True), (1.4, False)):
         w = factor * edge * draws(backend.name, family)[:4]
         *_, done = solve(w, inputs(N, 1), form, function)
@@ -223,7 +230,7 @@ def distance(values, line, density):
 
 
 def test_singular_values(backend, family):
-    """Pooled over 24 matrices: within 4 singular values of the law; a gain 8 % off is not.
+    """Pooled over 24 matrices: within 4 singular values of the law; a gain 12 % off is not.
 
     Distances of single matrices are below 4.5 in thousands, with a mean below 2.8 and a standard
     deviation below 0.6; that of a pool is below their mean.
@@ -236,7 +243,7 @@ def test_singular_values(backend, family):
         return
     line = np.linspace(0, 2.2 * gain, 4001)
     assert distance(values, line, theory.singular_value_density(family, gain, line)) < 4
-    wrong = theory.singular_value_density(family, 1.08 * gain, line)
+    wrong = theory.singular_value_density(family, 1.12 * gain, line)
     assert distance(values, line, wrong) > 4
 
 
@@ -248,22 +255,22 @@ def test_eigenvalues_on_a_line(backend, family):
     values = np.linalg.eigvalsh(w if family == "goe" else -1j * w)
     line = np.linspace(-2.2 * gain, 2.2 * gain, 4001)
     assert distance(values, line, theory.eigenvalue_density(family, gain, line)) < 4
-    wrong = theory.eigenvalue_density(family, 1.08 * gain, line)
+    wrong = theory.eigenvalue_density(family, 1.12 * gain, line)
     assert distance(values, line, wrong) > 4
 
 
 def test_eigenvalues_in_the_disc(backend):
-    """Six matrices' moduli up to 0.8 of the edge: within 11 eigenvalues; a gain 8 % off is not.
+    """Six matrices' moduli up to 0.8 of the edge: within 9 eigenvalues; a gain 12 % off is not.
 
-    A single matrix's count within a circle has a standard deviation of 3.4, hence 1.4 for a mean
-    of six; at this size the means lie 2.6 below the limit.
+    A single matrix's count within a circle has a standard deviation of 3.1, hence 1.3 for a mean
+    of six; at this size the means lie 2 below the limit.
     """
     gain = 0.7
     values = np.abs(np.linalg.eigvals(gain * draws(backend.name, "random")[:6]))
     line = np.linspace(0, 0.8 * gain, 4001)
-    for at, holds in ((gain, True), (1.08 * gain, False)):
+    for at, holds in ((gain, True), (1.12 * gain, False)):
         density = 2 * np.pi * line * theory.eigenvalue_density("random", at, line)
-        assert (distance(values, line, density) < 11) == holds
+        assert (distance(values, line, density) < 9) == holds
 
 
 def test_eigenvalues_on_the_circle(backend):
