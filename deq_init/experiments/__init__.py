@@ -1,5 +1,5 @@
-"""The paper's experiments. Each writes into a results folder.
+"""The paper's experiments, and a look at the matrices.
 
-The folder holds ``results.jsonl`` (one row for each run or draw, with its settings),
-``table.md`` and ``figure.png``.
+Each experiment writes into a results folder: ``results.jsonl`` (one row for each run or draw, with
+its settings), ``table.md`` and ``figure.png``. ``spectrum`` writes a figure.
 """
