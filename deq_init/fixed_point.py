@@ -44,7 +44,8 @@ class Solution:
     steps : array of int, shape (batch,)
         Evaluations of f that the sample took part in.
     converged : array of bool, shape (batch,)
-        Whether the residual is at most the tolerance.
+        Whether the residual is at most the tolerance, and not just because the iterates grew: then
+        |f(z) - z| has fallen to half of what it was at the start, too.
     """
 
     value: Any
@@ -106,16 +107,19 @@ def solve(
         return (count < max_steps) & xp.any(running)
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        count, z, value, residual, running, converged, steps, limit, *history = state
+        count, z, value, residual, running, converged, steps, limit, began, *history = state
         y = f(z)
-        size = _length(xp, y)
+        size, distance = _length(xp, y), _length(xp, y - z)
+        began = xp.where(limit > 0, began, distance)
         limit = xp.where(limit > 0, limit, xp.maximum(size, floor / epsilon) / epsilon + _TINY)
-        error = _length(xp, y - z) / xp.maximum(xp.maximum(size, floor), _TINY)
+        error = distance / xp.maximum(xp.maximum(size, floor), _TINY)
+        # Iterates that run away at a constant pace have a small relative residual, too.
+        settled = (distance <= began / 2) | (size <= 2 * epsilon * limit)
         kept = running & xp.isfinite(error) & (size <= limit)
         value = xp.where(kept[:, None], z, value)
         residual = xp.where(kept, error, xp.where(running, np.inf, residual))
         steps = steps + xp.integers(running)
-        converged = converged | (kept & (error <= rtol))
+        converged = converged | (kept & settled & (error <= rtol))
         running = kept & ~converged
         r = xp.where(running[:, None], y - z, 0.0)
         change = damping * r
@@ -129,12 +133,12 @@ def solve(
             change = change - _correction(xp, dz, dr, r, damping, 30 * epsilon)
             history = [z, r, dz, dr]
         z = xp.where(running[:, None], z + change, value)
-        return count + 1, z, value, residual, running, converged, steps, limit, *history
+        return count + 1, z, value, residual, running, converged, steps, limit, began, *history
 
     batch, n = z0.shape
     unknown = xp.zeros((batch,), z0)
     no = unknown > 0
-    state = (xp.integer(0), z0, z0, unknown + np.inf, ~no, no, xp.integers(no), unknown)
+    state = (xp.integer(0), z0, z0, unknown + np.inf, ~no, no, xp.integers(no), unknown, unknown)
     if accelerated:
         state += (z0, z0 * 0.0, *(xp.zeros((batch, memory, n), z0) for _ in range(2)))
     _, _, value, residual, _, converged, steps, *_ = xp.while_loop(proceed, step, state)

@@ -1,0 +1,404 @@
+"""The fixed-point solver: against torchdeq, optimistix and NumPy; and where nothing converges."""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optimistix
+import pytest
+import torch
+import torchdeq
+
+import deq_init.jax
+import deq_init.numpy
+import deq_init.torch
+from deq_init.errors import FunctionError, SolverError
+
+FAMILIES = ("random", "orthogonal", "goe", "antisymmetric")
+ACTIVATIONS = ("linear", "tanh", "relu")
+N, BATCH, LENGTH, WIDTH = 24, 3, 5, 8
+RTOL = {"float32": 2e-6, "float64": 1e-11}
+AGREES = {"float32": 3e-5, "float64": 1e-8}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small matrices: threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def dense(xp, p, z):
+    """φ(W z) + x, φ a sum of activations."""
+    h = z @ p["w"].T
+    a = p["mix"]
+    return a[0] * h + a[1] * xp.tanh(h) + a[2] * h * (h > 0) + p["x"]
+
+
+def transformer(xp, p, z):
+    """LayerNorm(x + attention(z) + relu MLP(z)), states of shape (batch, length, d)."""
+    q, k, v = (z @ p[name].T for name in "qkv")
+    scores = xp.exp(q @ k.swapaxes(-1, -2) / WIDTH**0.5)
+    mixed = scores @ v / scores.sum(-1)[..., None]
+    hidden = z @ p["up"].T
+    y = p["x"] + mixed + (hidden * (hidden > 0)) @ p["down"].T
+    centred = y - y.mean(-1)[..., None]
+    return centred / xp.sqrt((centred**2).mean(-1)[..., None] + 1e-5)
+
+
+def dense_case(family, activation, gain=0.4):
+    w = getattr(deq_init.numpy, family)((N, N), gain, seed=7, dtype=np.float64)
+    x = np.random.default_rng(3).standard_normal((BATCH, N))
+    mix = np.eye(3)[ACTIVATIONS.index(activation)]
+    return dense, {"w": w, "x": x, "mix": mix}
+
+
+def transformer_case():
+    shapes = dict.fromkeys("qkv", (WIDTH, WIDTH))
+    shapes |= {"up": (2 * WIDTH, WIDTH), "down": (WIDTH, 2 * WIDTH)}
+    p = {
+        name: deq_init.numpy.random(shape, 0.3, seed=seed, dtype=np.float64)
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
+    return transformer, p | {"x": np.random.default_rng(3).standard_normal((BATCH, LENGTH, WIDTH))}
+
+
+CASES = {f"{f}-{a}": (f, a) for f in FAMILIES for a in ACTIVATIONS} | {"transformer": None}
+
+
+def case(name):
+    return transformer_case() if CASES[name] is None else dense_case(*CASES[name])
+
+
+@functools.cache
+def expected(name):
+    """Plain iteration in NumPy, until it stands still."""
+    f, p = case(name)
+    z = np.zeros_like(p["x"])
+    for _ in range(2000):
+        z = f(np, p, z)
+    assert abs(f(np, p, z) - z).max() < 1e-12
+    return z
+
+
+def close(value, name, dtype):
+    exact = expected(name)
+    value = np.asarray(value)
+    assert value.dtype == dtype
+    np.testing.assert_allclose(value, exact, rtol=0, atol=AGREES[dtype] * abs(exact).max())
+
+
+def in_torch(p, dtype):
+    return {key: torch.from_numpy(value).to(getattr(torch, dtype)) for key, value in p.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", CASES)
+def test_pytorch_finds_what_torchdeq_finds(name, dtype):
+    f, p = case(name)
+    p = in_torch(p, dtype)
+
+    def g(z):
+        return f(torch, p, z)
+
+    z0 = torch.zeros_like(p["x"])
+    for method in ("plain", "anderson"):
+        found = deq_init.torch.fixed_point(g, z0, method=method, rtol=RTOL[dtype])
+        assert found.converged.all()
+        assert (found.residual <= RTOL[dtype]).all()
+        close(found.value, name, dtype)
+    for peer in ("fixed_point_iter", "anderson"):
+        deq = torchdeq.get_deq(f_solver=peer, f_max_iter=300, f_tol=RTOL[dtype], f_stop_mode="rel")
+        with torch.no_grad():
+            (value,), _ = deq(g, z0)
+        close(value, name, dtype)
+
+
+@functools.cache
+def jitted(f, solver, dtype, max_steps=1000):
+    """A solver of ours or of optimistix, compiled once for all parameters."""
+
+    def solve(p, z0):
+        def g(z):
+            return f(jnp, p, z)
+
+        if isinstance(solver, str):
+            return deq_init.jax.fixed_point(
+                g, z0, method=solver, rtol=RTOL[dtype], max_steps=max_steps
+            )
+        rule = solver(RTOL[dtype], RTOL[dtype])
+        return optimistix.fixed_point(lambda z, _: g(z), rule, z0, max_steps=max_steps).value
+
+    return jax.jit(solve)
+
+
+def x64(dtype):
+    return jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
+
+
+def in_jax(p, dtype):
+    return {key: jnp.asarray(value, dtype) for key, value in p.items()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", CASES)
+def test_jax_finds_what_optimistix_finds(name, dtype):
+    f, p = case(name)
+    with x64(dtype):
+        p = in_jax(p, dtype)
+        z0 = jnp.zeros_like(p["x"])
+        # Compiling takes most of the time: in float32, not everything again.
+        for method in ("plain", "anderson") if dtype == "float64" else ("anderson",):
+            found = jitted(f, method, dtype)(p, z0)
+            assert found.converged.all()
+            close(found.value, name, dtype)
+        peers = [optimistix.FixedPointIteration] + [optimistix.Chord] * (dtype == "float64")
+        for peer in peers:
+            close(jitted(f, peer, dtype)(p, z0), name, dtype)
+
+
+def test_anderson_is_faster_than_plain_iteration():
+    f, p = dense_case("goe", "linear", gain=0.48)
+    p = in_torch(p, "float64")
+    steps = {
+        method: deq_init.torch.fixed_point(
+            lambda z: f(torch, p, z), torch.zeros_like(p["x"]), method=method, rtol=1e-8
+        ).steps
+        for method in ("plain", "anderson")
+    }
+    assert (2 * steps["anderson"] < steps["plain"]).all()
+
+
+def _times(matrix, x=1.0, activation="linear"):
+    return {
+        "w": matrix,
+        "x": x * np.random.default_rng(3).standard_normal((BATCH, N)),
+        "mix": np.eye(3)[ACTIVATIONS.index(activation)],
+    }
+
+
+DIVERGENT = {
+    "gain 3": lambda: dense_case("random", "linear", gain=3.0)[1],
+    "overflow": lambda: _times(1e30 * np.eye(N)),
+    "period 2": lambda: _times(-np.eye(N)),
+    "chaos": lambda: dense_case("antisymmetric", "tanh", gain=4.0)[1],
+    "no fixed point": lambda: _times(np.eye(N)),
+}
+
+
+def solved(framework, f, p, z0, method, max_steps):
+    """The Solution, as NumPy arrays."""
+    if framework == "torch":
+        p = in_torch(p, "float32")
+        found = deq_init.torch.fixed_point(
+            lambda z: f(torch, p, z),
+            torch.from_numpy(z0),
+            method=method,
+            rtol=RTOL["float32"],
+            max_steps=max_steps,
+        )
+    else:
+        found = jitted(f, method, "float32", max_steps)(in_jax(p, "float32"), jnp.asarray(z0))
+    return [np.asarray(x) for x in (found.value, found.residual, found.steps, found.converged)]
+
+
+@pytest.mark.parametrize("method", ["plain", "anderson"])
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("name", DIVERGENT)
+def test_divergence_ends_and_is_reported(name, framework, method):
+    p = DIVERGENT[name]()
+    z0 = np.ones((BATCH, N), np.float32)
+    value, residual, steps, converged = solved(framework, dense, p, z0, method, 200)
+    assert np.isfinite(value).all()
+    assert (steps <= 200).all()
+    assert (residual[converged] <= RTOL["float32"]).all()
+    if method == "plain" or name == "no fixed point":
+        assert not converged.any()
+    # Anderson acceleration may find a fixed point that repels: then it is one.
+    y = dense(np, p, value.astype(np.float64))
+    assert np.linalg.norm((y - value)[converged]) <= 1e-5 * np.linalg.norm(y[converged])
+    if name in ("gain 3", "overflow") and method == "plain":
+        assert np.isinf(residual).all()
+        assert (steps < 60).all()
+
+
+@pytest.mark.parametrize("method", ["plain", "anderson"])
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_samples_do_not_touch_each_other(framework, method):
+    """A NaN, an infinity or a lost sample leaves the others' values as they are without it."""
+    f, p = dense_case("goe", "tanh")
+    z0 = np.zeros((BATCH, N), np.float32)
+    clean = solved(framework, f, p, z0, method, 200)
+    for bad in (np.nan, np.inf, 1e38):
+        spoilt = p | {"x": p["x"].copy()}
+        spoilt["x"][1] = bad
+        value, _, steps, converged = solved(framework, f, spoilt, z0, method, 200)
+        assert converged.tolist() == [True, False, True]
+        assert steps[1] <= 2
+        assert np.isfinite(value).all()
+        np.testing.assert_array_equal(steps[[0, 2]], clean[2][[0, 2]])
+        np.testing.assert_allclose(value[[0, 2]], clean[0][[0, 2]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["plain", "anderson"])
+def test_degenerate_states(method):
+    """No sample; a fixed point at the start, of length 0; one number a sample."""
+    for api, xp in ((deq_init.torch, torch), (deq_init.jax, jnp)):
+        empty = api.fixed_point(lambda z: 0.5 * z, xp.zeros((0, 4)), method=method)
+        assert empty.value.shape == (0, 4)
+        assert empty.converged.shape == empty.steps.shape == (0,)
+        at_zero = api.fixed_point(lambda z: 0.5 * z, xp.zeros((2, 4)), method=method)
+        assert at_zero.converged.all()
+        assert (at_zero.value == 0).all()
+        assert (at_zero.steps == 1).all()
+        # |f(z) - z| / |f(z)| is 1 all the way, and yet 0 is the fixed point.
+        to_zero = api.fixed_point(lambda z: 0.5 * z, xp.ones((2, 4)), method=method)
+        assert to_zero.converged.all()
+        assert abs(to_zero.value).max() < 1e-6
+        scalar = api.fixed_point(lambda z: 0.5 * z + 1, xp.zeros(3), method=method)
+        np.testing.assert_allclose(np.asarray(scalar.value), 2.0, rtol=1e-4)
+        assert scalar.residual.shape == (3,)
+
+
+def test_states_are_trees():
+    def f(z):
+        return {"a": 0.5 * z["a"] + z["b"][0], "b": (0.25 * z["b"][0] + 1,)}
+
+    for api, xp in ((deq_init.torch, torch), (deq_init.jax, jnp)):
+        z0 = {"b": (xp.zeros((2, 3)),), "a": xp.zeros((2, 3))}
+        solve = functools.partial(api.fixed_point, f, rtol=1e-6)
+        found = (jax.jit(solve) if xp is jnp else solve)(z0)
+        assert list(found.value) == (["b", "a"] if xp is torch else ["a", "b"])
+        np.testing.assert_allclose(np.asarray(found.value["b"][0]), 4 / 3, rtol=1e-5)
+        np.testing.assert_allclose(np.asarray(found.value["a"]), 8 / 3, rtol=1e-5)
+
+
+def test_a_map_that_writes_to_its_argument_is_not_taken_for_a_fixed_point():
+    z0 = torch.ones(2, 3)
+    found = deq_init.torch.fixed_point(lambda z: z.mul_(0.5).add_(1), z0)
+    assert found.converged.all()
+    torch.testing.assert_close(found.value, torch.full((2, 3), 2.0), rtol=1e-4, atol=0)
+    assert (z0 == 1).all()
+    norm = deq_init.torch.jacobian_norm(lambda z: z.mul_(0.5).add_(1), z0)
+    torch.testing.assert_close(norm.value, torch.full((2,), 0.5))
+
+
+@pytest.mark.parametrize(
+    "options", [{"method": "newton"}, {"rtol": 0.0}, {"max_steps": 0}, {"damping": 1.5}]
+)
+def test_options_out_of_range(options):
+    with pytest.raises(SolverError, match="expected"):
+        deq_init.torch.fixed_point(lambda z: z, torch.ones(1, 2), **options)
+
+
+# --- Peers' solvers instead of ours -------------------------------------------------------------
+
+
+def norm_at(p, z):
+    """The mean over the batch of |J|, dense, in float64, for tanh."""
+    h = np.asarray(z, np.float64) @ p["w"].T
+    return np.linalg.norm((1 - np.tanh(h) ** 2)[:, :, None] * p["w"], 2, axis=(1, 2)).mean()
+
+
+def fixed_point_in_numpy(p):
+    z = np.zeros_like(p["x"])
+    for _ in range(500):
+        z = dense(np, p, z)
+    return z
+
+
+def test_torchdeq_solves_for_a_rescaling():
+    f, p = dense_case("goe", "tanh", gain=0.2)
+    tensors = in_torch(p, "float32")
+    weight = torch.nn.Parameter(tensors["w"])
+    deq = torchdeq.get_deq(f_solver="anderson", f_max_iter=100, f_tol=1e-5)
+    calls = []
+
+    def solver(g, z0):
+        calls.append(z0)
+        return deq(g, z0)[0][-1]
+
+    def g(z):
+        return f(torch, tensors | {"w": weight}, z)
+
+    z0 = torch.zeros_like(tensors["x"])
+    result = deq_init.torch.rescale_jacobian_(weight, g, z0, jacobian_norm=0.6, solver=solver)
+    assert result.reached
+    assert len(calls) == result.solves
+    new = p | {"w": weight.detach().double().numpy()}
+    assert abs(norm_at(new, fixed_point_in_numpy(new)) / 0.6 - 1) < 0.011
+
+
+def optimistix_solver(throw):
+    def solver(g, z0):
+        rule = optimistix.FixedPointIteration(1e-5, 1e-5)
+        return optimistix.fixed_point(lambda z, _: g(z), rule, z0, max_steps=100, throw=throw).value
+
+    return solver
+
+
+def rescaled_by_optimistix(target, *, throw, activation="tanh"):
+    f, p = dense_case("goe", activation, gain=0.2)
+    arrays = in_jax(p, "float32")
+    new, result = deq_init.jax.rescale_jacobian(
+        lambda p, z: f(jnp, p, z),
+        arrays,
+        jnp.zeros_like(arrays["x"]),
+        jacobian_norm=target,
+        where="w",
+        solver=optimistix_solver(throw),
+        family="goe",
+        activation=activation,
+    )
+    return p | {"w": np.asarray(new["w"], np.float64)}, result
+
+
+def test_optimistix_solves_for_a_rescaling():
+    new, result = rescaled_by_optimistix(0.6, throw=False)
+    assert result.reached
+    assert abs(norm_at(new, fixed_point_in_numpy(new)) / 0.6 - 1) < 0.011
+
+
+def test_a_peer_that_raises_is_told_apart_and_one_that_does_not_is_believed():
+    """A linear GOE map of norm 1.5 has no fixed point that plain iteration finds."""
+    new, result = rescaled_by_optimistix(1.5, throw=False, activation="linear")
+    assert not result.reached
+    assert "fixed point was lost" in result.reason
+    np.testing.assert_array_equal(new["w"], dense_case("goe", "linear", 0.2)[1]["w"].astype("f4"))
+    with pytest.raises(RuntimeError, match="maximum number of steps") as error:
+        rescaled_by_optimistix(1.5, throw=True, activation="linear")
+    assert any("throw=False" in note for note in error.value.__notes__)
+
+
+def test_a_solver_that_raises_leaves_the_weights():
+    weight = torch.nn.Parameter(0.1 * torch.eye(4))
+
+    def solver(f, z):
+        raise RuntimeError("no fixed point")
+
+    def f(z):
+        return z @ weight.T + 1
+
+    with pytest.raises(RuntimeError, match="no fixed point") as error:
+        deq_init.torch.rescale_jacobian_(
+            weight, f, torch.zeros(1, 4), jacobian_norm=0.5, solver=solver
+        )
+    assert any("as they were" in note for note in error.value.__notes__)
+    assert torch.equal(weight.detach(), 0.1 * torch.eye(4))
+
+
+def test_a_solver_that_returns_more_than_the_state():
+    weight = torch.nn.Parameter(0.1 * torch.eye(4))
+    with pytest.raises(FunctionError, match="expected solver to return a state"):
+        deq_init.torch.rescale_jacobian_(
+            weight,
+            lambda z: z @ weight.T,
+            torch.zeros(1, 4),
+            jacobian_norm=0.5,
+            solver=lambda f, z: (z, z),
+        )
+    assert torch.equal(weight.detach(), 0.1 * torch.eye(4))
