@@ -166,7 +166,10 @@ class IterationPrimitives(Protocol):
         """``x[:, index]``."""
 
     def leading(self, x: Array, count: Any) -> Array:
-        """``x[:, :count]``, or all of x, whose entries after it are zero."""
+        """``x[:, :count]``; or all of x, whose entries after it are zero, if count is traced."""
+
+    def put_leading(self, x: Array, part: Array) -> Array:
+        """``x`` with ``part`` in place of the entries that ``leading`` gave of it."""
 
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """Arrays joined along an axis."""

@@ -17,8 +17,10 @@ Eigenvalue Problems, 2nd ed., sections 3.2 (Kato-Temple) and 6.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,12 @@ _STEPS = 160  # of Lanczos on a matrix: enough beyond n = 10**4
 _CHECK = 8  # steps between two looks at the Ritz values
 WORTHWHILE = 256
 """Shorter side of a matrix from which on its norm is found faster than by decomposing it."""
+
+RADIUS_WORTHWHILE = 512
+"""Size of a matrix from which on its spectral radius is found faster than by decomposing it."""
+RADIUS_WORTHWHILE_COMPILED = 2048
+"""The same where the method has to be compiled first, which takes seconds."""
+_RADIUS_LOOKS = (2.0, 5.5, 7.0, 8.5, 11.0)  # products between looks, in units of √n
 
 _TINY = 1e-30
 
@@ -136,6 +144,8 @@ def spectral_radius(
     *,
     rtol: float,
     max_steps: int,
+    margin: float = 1e-5,
+    looks: Sequence[int] | None = None,
 ) -> Estimate:
     """Return the largest modulus of an eigenvalue of any operators, by Arnoldi.
 
@@ -151,6 +161,13 @@ def spectral_radius(
         Relative error to stop at.
     max_steps : int
         Products at most; with n of them the eigenvalues are those of the operator.
+    margin : float
+        Ritz values whose moduli are within this of the largest, relative to it, have to converge
+        too: one of them may be about to overtake it.
+    looks : sequence of int, optional
+        Rising numbers of products after which to look at the Ritz values, at least two of them.
+        Where loops are compiled, each look is compiled on its own, at its own size; by default
+        one is, at the largest size.
 
     Returns
     -------
@@ -170,49 +187,72 @@ def spectral_radius(
     length = xp.sqrt(xp.sum(start * start, 1))
     basis = xp.put(xp.zeros((batch, size + 1, n), start), 0, start / length[:, None])
 
-    def unfinished(state: tuple[Array, ...]) -> Any:
-        count, _, _, _, value, error = state
-        return (count < size) & xp.any((error > rtol * value) & xp.isfinite(value))
-
-    def some_steps(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        count, basis, rows, beta, before, _ = state
-
-        def step(index: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
-            basis, rows, beta = state
-            known = xp.leading(basis, index + 1)
-            x = apply(xp.take(basis, index))
-            scale = xp.sqrt(xp.sum(x * x, 1))
-            first = _components(known, x)
-            x = x - _combine(known, first)
-            second = _components(known, x)
-            x = x - _combine(known, second)
-            beside = xp.sqrt(xp.sum(x * x, 1))
-            # What rounding leaves of an invariant subspace is no new direction.
-            goes_on = (beside > 10 * epsilon * scale) & (index + 1 < n)
-            unit = x / xp.maximum(beside, _TINY)[:, None]
-            basis = xp.put(basis, index + 1, xp.where(goes_on[:, None], unit, 0.0))
-            row = (first + second)[:, :size]
-            row = xp.concatenate([row, xp.zeros((batch, size - row.shape[1]), row)], 1)
-            rows = xp.put(rows, index, row)
-            return basis, rows, xp.put(beta, index, xp.where(goes_on, beside, 0.0))
-
-        # Decompositions cost more and more: a constant number of them for each doubling.
-        stop = xp.minimum(count + xp.maximum(count // 2, xp.integer(_CHECK)), size)
-        basis, rows, beta = xp.fori_loop(count, stop, step, (basis, rows, beta))
-        known = xp.leading(rows, stop)
-        value, error = _dominant(
-            xp, known[:, :, : known.shape[1]], xp.leading(beta, stop), stop, epsilon
-        )
-        moved = xp.where(xp.take(beta, stop - 1) > 0, abs(value - before), 0.0)
-        return stop, basis, rows, beta, value, xp.where(moved > error, moved, error)
+    def step(index: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        basis, rows, beta = state
+        known = xp.leading(basis, index + 1)
+        x = apply(xp.take(basis, index))
+        scale = xp.sqrt(xp.sum(x * x, 1))
+        first = _components(known, x)
+        x = x - _combine(known, first)
+        second = _components(known, x)
+        x = x - _combine(known, second)
+        beside = xp.sqrt(xp.sum(x * x, 1))
+        # What rounding leaves of an invariant subspace is no new direction.
+        goes_on = (beside > 10 * epsilon * scale) & (index + 1 < n)
+        unit = x / xp.maximum(beside, _TINY)[:, None]
+        basis = xp.put(basis, index + 1, xp.where(goes_on[:, None], unit, 0.0))
+        row = (first + second)[:, :size]
+        row = xp.concatenate([row, xp.zeros((batch, size - row.shape[1]), row)], 1)
+        rows = xp.put(rows, index, row)
+        return basis, rows, xp.put(beta, index, xp.where(goes_on, beside, 0.0))
 
     rows, beta = xp.zeros((batch, size, size), start), xp.zeros((batch, size), start)
     unknown = xp.zeros((batch,), start)
-    state = xp.while_loop(
-        unfinished, some_steps, (xp.integer(0), basis, rows, beta, unknown, unknown + np.inf)
-    )
+
+    def unfinished(state: tuple[Array, ...], stop: int = size) -> Any:
+        count, _, _, _, value, error = state
+        return (count < stop) & xp.any((error > rtol * value) & xp.isfinite(value))
+
+    def stage(state: tuple[Array, ...], done: Any, stop: Any) -> tuple[Array, ...]:
+        _, basis, rows, beta, before, _ = state
+        part, rows, beta = xp.fori_loop(done, stop, step, (xp.leading(basis, stop + 1), rows, beta))
+        known = xp.leading(rows, stop)
+        known = known[:, :, : known.shape[1]]
+        value, error = _dominant(xp, known, xp.leading(beta, stop), stop, epsilon, margin)
+        moved = xp.where(xp.take(beta, stop - 1) > 0, abs(value - before), 0.0)
+        error = xp.where(moved > error, moved, error)
+        return stop, xp.put_leading(basis, part), rows, beta, value, error
+
+    def next_stage(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        # Decompositions cost more and more: a constant number of them for each doubling.
+        count = state[0]
+        stop = xp.minimum(count + xp.maximum(count // 2, xp.integer(_CHECK)), xp.integer(size))
+        return stage(state, count, stop)
+
+    state = (xp.integer(0), basis, rows, beta, unknown, unknown + np.inf)
+    if looks is None:
+        state = xp.while_loop(unfinished, next_stage, state)
+    else:
+        done = 0
+        # Loops that run once or not at all: compiled ones, too, know their matrices' sizes then.
+        for stop in [*(count for count in looks if count < size), size]:
+            state = xp.while_loop(
+                partial(unfinished, stop=stop), partial(_counted, xp, stage, done, stop), state
+            )
+            done = stop
     count, value, error = state[0], state[4], state[5]
     return Estimate(value, error, count, error <= rtol * value)
+
+
+def _counted(
+    xp: IterationPrimitives,
+    stage: Callable[[tuple[Array, ...], int, int], tuple[Array, ...]],
+    done: int,
+    stop: int,
+    state: tuple[Array, ...],
+) -> tuple[Array, ...]:
+    """Run a stage of known length, and count it as the backend counts."""
+    return (xp.integer(stop), *stage(state, done, stop)[1:])
 
 
 def matrix_norm(xp: IterationPrimitives, w: Array, start: Array, *, symmetric: bool) -> Estimate:
@@ -245,6 +285,52 @@ def matrix_norm(xp: IterationPrimitives, w: Array, start: Array, *, symmetric: b
 
     found = symmetric_norm(
         xp, apply, start, rtol=8 * epsilon_of(w), max_steps=_STEPS, squared=not symmetric
+    )
+    return replace(found, value=found.value * scale, error=found.error * scale)
+
+
+def matrix_radius(
+    xp: IterationPrimitives, w: Array, start: Array, *, compiled: bool = False
+) -> Estimate:
+    """Return the spectral radius of a square matrix, to better than 1e-5 in float32.
+
+    Parameters
+    ----------
+    xp : IterationPrimitives
+        The backend's arrays and loops.
+    w : array, shape (n, n)
+        The matrix.
+    start : array, shape (1, n)
+        Normals.
+    compiled : bool
+        Whether each look at the Ritz values has to be compiled, so that few are better.
+
+    Returns
+    -------
+    Estimate
+        Arrays of shape (1,). Random matrices converge. Those do not, and say so, that have many
+        eigenvalues of nearly the largest modulus, or ill-conditioned ones.
+
+    Notes
+    -----
+    The eigenvalues of a random matrix crowd at the edge of a disc, about √n of them in the
+    outermost ring, and 6 to 8 times √n products tell them apart. Restarts forget what they
+    learned and can settle on the wrong one, hence none; and everything within a hundredth of the
+    largest modulus has to have converged, so that none is overlooked.
+    """
+    n = w.shape[0]
+    transposed = xp.transpose(w)
+    scale = xp.maximum(xp.largest(w), _TINY)
+    factors = _RADIUS_LOOKS[1:4] if compiled else _RADIUS_LOOKS
+    looks = [math.ceil(factor * math.sqrt(n)) for factor in factors]
+    found = spectral_radius(
+        xp,
+        lambda x: x @ transposed / scale,
+        start,
+        rtol=max(64 * epsilon_of(w), 1e-12),
+        max_steps=looks[-1],
+        margin=0.01,
+        looks=looks,
     )
     return replace(found, value=found.value * scale, error=found.error * scale)
 
@@ -308,14 +394,15 @@ def _ritz(
 
 
 def _dominant(
-    xp: IterationPrimitives, rows: Array, beta: Array, count: Any, epsilon: float
+    xp: IterationPrimitives, rows: Array, beta: Array, count: Any, epsilon: float, margin: float
 ) -> tuple[Array, Array]:
     """Return the largest modulus of the Ritz values and an estimate of its error.
 
     Row j of rows has the entries up to the diagonal of column j of the Hessenberg matrix H, and
     beta those below the diagonal. A left eigenvector of Hᵀ is a right one of H: its last entry
     times the last beta is the residual, and scaled as :meth:`IterationPrimitives.eig` does, the
-    residual times the condition number.
+    residual times the condition number. Rounding changes the columns of H in directions of their
+    own, so that the matrix of these errors is about as large as the largest of them.
     """
     finite = xp.isfinite(xp.sum(xp.sum(rows, 2) + beta, 1))
     rows = xp.where(finite[:, None, None], rows, 0.0)
@@ -323,9 +410,9 @@ def _dominant(
     coupling = xp.take(beta, count - 1)[:, None]
     moduli, dual = xp.eig(rows + _above_diagonal(xp, beta, count))
     value = xp.max(moduli, 1)
-    rounding = epsilon * xp.sqrt(xp.sum(xp.sum(rows * rows, 2) + beta * beta, 1))
+    rounding = epsilon * xp.sqrt(xp.max(xp.sum(rows * rows, 2) + beta * beta, 1))
     errors = xp.where(coupling > 0, coupling * xp.take(dual, count - 1), 0.0)
     errors = errors + rounding[:, None] * xp.sqrt(xp.sum(dual * dual, 1))
-    error = xp.max(xp.where(moduli >= (1 - 1e-5) * value[:, None], errors, 0.0), 1)
+    error = xp.max(xp.where(moduli >= (1 - margin) * value[:, None], errors, 0.0), 1)
     known = xp.isfinite(error)
     return xp.where(finite, value, np.nan), xp.where(finite & known, error, np.inf)

@@ -55,8 +55,12 @@ class Iteration:
         return jax.lax.dynamic_index_in_dim(x, index, 1, keepdims=False)
 
     def leading(self, x: jax.Array, count: Any) -> jax.Array:
-        """All of x: a count is not known when it is traced."""
-        return x
+        """x[:, :count], or all of x if the count is traced."""
+        return x[:, :count] if isinstance(count, int) else x
+
+    def put_leading(self, x: jax.Array, part: jax.Array) -> jax.Array:
+        """A new array with the part first."""
+        return x.at[:, : part.shape[1]].set(part)
 
     def concatenate(self, arrays: Sequence[jax.Array], axis: int) -> jax.Array:
         """Arrays joined."""

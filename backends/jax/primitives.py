@@ -87,8 +87,12 @@ class Primitives:
         return _norm(w, False, lambda w: jnp.linalg.svd(w, compute_uv=False).max())
 
     def spectral_radius(self, w: jax.Array) -> jax.Array:
-        """Largest modulus of an eigenvalue, by the full decomposition."""
-        return jnp.abs(jnp.linalg.eigvals(w)).max()
+        """Largest modulus of an eigenvalue."""
+        if len(w) < spectra.RADIUS_WORTHWHILE_COMPILED:
+            return _largest_eigenvalue(w)
+        with jax.default_matmul_precision("highest"):
+            estimate = spectra.matrix_radius(iteration.xp, w, _start(w), compiled=True)
+        return _value_or(estimate, _largest_eigenvalue, w)
 
 
 xp = Primitives()
@@ -104,7 +108,22 @@ def _norm(w: jax.Array, symmetric: bool, exact: Callable[[jax.Array], jax.Array]
     """Return the norm: by decomposition if the matrix is small, or Lanczos does not converge."""
     if min(w.shape) < spectra.WORTHWHILE:
         return exact(w)
-    start = jax.random.normal(jax.random.key(0), (1, w.shape[1]), w.dtype)
     with jax.default_matmul_precision("highest"):
-        estimate = spectra.matrix_norm(iteration.xp, w, start, symmetric=symmetric)
+        estimate = spectra.matrix_norm(iteration.xp, w, _start(w), symmetric=symmetric)
+    return _value_or(estimate, exact, w)
+
+
+def _largest_eigenvalue(w: jax.Array) -> jax.Array:
+    return jnp.abs(jnp.linalg.eigvals(w)).max()
+
+
+def _start(w: jax.Array) -> jax.Array:
+    """Return a row of normals, always the same."""
+    return jax.random.normal(jax.random.key(0), (1, w.shape[1]), w.dtype)
+
+
+def _value_or(
+    estimate: spectra.Estimate, exact: Callable[[jax.Array], jax.Array], w: jax.Array
+) -> jax.Array:
+    """Return the estimate if it converged, else the exact value."""
     return jax.lax.cond(estimate.converged[0], lambda w: estimate.value[0], exact, w)

@@ -62,6 +62,10 @@ class Iteration:
         """x[:, :count]."""
         return x[:, :count]
 
+    def put_leading(self, x: Any, part: Any) -> Any:
+        """The array itself, of which the part is a view."""
+        return x
+
     def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
         """Arrays joined."""
         return np.concatenate(arrays, axis)

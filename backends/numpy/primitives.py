@@ -19,6 +19,7 @@ from scipy.sparse.linalg import ArpackError, eigsh, svds
 from deq_init import draws, spectra
 from deq_init import plan as plans
 from deq_init.errors import missing_framework
+from deq_init.numpy import iteration
 
 _PARALLEL = 1 << 18  # normals from which on threads pay
 _ROWS = 256
@@ -196,7 +197,14 @@ class Primitives:
         return scipy.linalg.svdvals(w.astype(np.float64)).max().astype(w.dtype)
 
     def spectral_radius(self, w: Any) -> Any:
-        """Largest modulus of an eigenvalue, by LAPACK in float64."""
+        """Largest modulus of an eigenvalue, by Arnoldi or LAPACK.
+
+        ARPACK's restarted Arnoldi can settle on another eigenvalue, and calls it converged.
+        """
+        if len(w) >= spectra.RADIUS_WORTHWHILE and np.isfinite(w).all():
+            estimate = spectra.matrix_radius(iteration.xp, w, _start(w)[None])
+            if estimate.converged[0]:
+                return estimate.value[0]
         return np.abs(scipy.linalg.eigvals(w.astype(np.float64))).max().astype(w.dtype)
 
 

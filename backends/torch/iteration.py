@@ -63,6 +63,10 @@ class Iteration:
         """x[:, :count]."""
         return x[:, :count]
 
+    def put_leading(self, x: Tensor, part: Tensor) -> Tensor:
+        """The tensor itself, of which the part is a view."""
+        return x
+
     def concatenate(self, arrays: Sequence[Tensor], axis: int) -> Tensor:
         """Tensors joined."""
         return torch.cat(tuple(arrays), axis)

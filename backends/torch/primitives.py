@@ -158,7 +158,11 @@ class Primitives:
         return value
 
     def spectral_radius(self, w: Tensor) -> Tensor:
-        """Largest modulus of an eigenvalue, by the full decomposition in float64."""
+        """Largest modulus of an eigenvalue."""
+        if len(w) >= spectra.RADIUS_WORTHWHILE:
+            estimate = spectra.matrix_radius(iteration.xp, w, _start(w))
+            if bool(estimate.converged[0]):
+                return estimate.value[0]
         return torch.linalg.eigvals(_float64(w)).abs().max().to(w)
 
 
@@ -166,9 +170,14 @@ def _by_lanczos(w: Tensor, symmetric: bool) -> Tensor | None:
     """Return the norm, or None if the full decomposition is the better way to it."""
     if min(w.shape) < spectra.WORTHWHILE:
         return None
-    start = Portable((0, 0), (1, w.shape[1]), str(w.dtype).removeprefix("torch."), w.device)[:, :]
-    estimate = spectra.matrix_norm(iteration.xp, w, start, symmetric=symmetric)
+    estimate = spectra.matrix_norm(iteration.xp, w, _start(w), symmetric=symmetric)
     return estimate.value[0] if bool(estimate.converged[0]) else None
+
+
+def _start(w: Tensor) -> Tensor:
+    """Return a row of normals, always the same."""
+    dtype = str(w.dtype).removeprefix("torch.")
+    return Portable((0, 0), (1, w.shape[1]), dtype, w.device)[:, :]
 
 
 def _float64(w: Tensor) -> Tensor:
