@@ -11,9 +11,10 @@ import numpy as np
 from deq_init import check as core
 from deq_init import plan as plans
 from deq_init.check import Look, Report
-from deq_init.jax.iteration import xp
-from deq_init.jax.jacobian import Flat, State, chosen_weights, normals, products, rescale_jacobian
+from deq_init.jax.eager import Compiled
+from deq_init.jax.jacobian import Flat, State, chosen_weights, normals, rescale_jacobian
 from deq_init.jax.sampling import sample
+from deq_init.numpy.iteration import xp
 
 
 def check(
@@ -61,8 +62,8 @@ def check(
 
     Notes
     -----
-    The rule is in the text of :mod:`deq_init.check`. Compiles once for each call, and is not for
-    use under ``jax.jit``.
+    The rule is in the text of :mod:`deq_init.check`. f and its derivatives are compiled once for
+    each call; the iterations around them run in NumPy. Not for use under ``jax.jit``.
 
     Examples
     --------
@@ -83,18 +84,28 @@ def check(
     )
     requests = known.plans(blocks)
 
-    @jax.jit
-    def measured(weights: list[jax.Array], z: jax.Array) -> tuple[jax.Array, ...]:
+    def function(weights: list[jax.Array], z: jax.Array) -> jax.Array:
         new = list(leaves)
         for index, weight in zip(chosen, weights, strict=True):
             new[index] = weight
         new_params = jax.tree_util.tree_unflatten(structure, new)
-        function = flat.map(lambda z: f(new_params, z))
-        rtol = core.settling_rtol(flat.layout.dtypes)
-        return core.look(xp, function, z, normals(z), lambda z: products(function, z), rtol)
+        return flat.map(lambda z: f(new_params, z))(z)
 
+    compiled, start = Compiled(function), np.asarray(flat.flatten(z0))
+    rtol = core.settling_rtol(flat.layout.dtypes)
+
+    # What overflows is an answer here.
+    @np.errstate(all="ignore")
     def look(weights: list[jax.Array]) -> Look:
-        return core.summarize(jax.device_get(measured(weights, flat.flatten(z0))))
+        measured = core.look(
+            xp,
+            lambda z: compiled(weights, z),
+            start,
+            np.asarray(normals(flat.flatten(z0))),
+            lambda z: compiled.products(weights, z),
+            rtol,
+        )
+        return core.summarize(measured)
 
     seen = look([leaves[i] for i in chosen])
     redraws = [

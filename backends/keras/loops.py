@@ -166,6 +166,8 @@ def _array(z: Any) -> Any:
 if keras.backend.backend() == "jax":
     import jax
 
+    from deq_init.jax.eager import Compiled
+
     class Map:
         """f between NumPy arrays, compiled with the values of some variables given apart."""
 
@@ -174,41 +176,18 @@ if keras.backend.backend() == "jax":
                 return without_updates(f, tuple(zip(variables, values, strict=True)))(z)
 
             self.function, self._variables = f, variables
-            self._evaluate = jax.jit(evaluate)
-            self._linearize = jax.jit(
-                lambda values, z: jax.linearize(lambda z: evaluate(values, z), z)[1]
-            )
+            self._compiled = Compiled(evaluate)
 
         def __call__(self, x: Any) -> Any:
             """Return f(x)."""
-            return np.asarray(self._evaluate(self._values(), x))
+            return self._compiled(self._values(), x)
 
         def products(self, z: Any) -> tuple[Product, Product]:
             """Return products with the Jacobian of f at z and with its transpose."""
-            with jax.default_matmul_precision("highest"):
-                linear = self._linearize(self._values(), z)
-
-            def jvp(x: Any) -> Any:
-                with jax.default_matmul_precision("highest"):
-                    return np.asarray(_apply(linear, x))
-
-            def vjp(x: Any) -> Any:
-                with jax.default_matmul_precision("highest"):
-                    return np.asarray(_apply_transpose(linear, x))
-
-            return jvp, vjp
+            return self._compiled.products(self._values(), z)
 
         def _values(self) -> list[Any]:
             return [variable.value for variable in self._variables]
-
-    # Linearized functions are pytrees: those of one f compile once, whatever is in them.
-    @jax.jit
-    def _apply(linear: Any, x: Any) -> Any:
-        return linear(x)
-
-    @jax.jit
-    def _apply_transpose(linear: Any, x: Any) -> Any:
-        return jax.linear_transpose(linear, x)(x)[0]
 
     def without_updates(f: Vectors, values: Sequence[tuple[Any, Any]] = ()) -> Vectors:
         """Return f with these values of variables, and without its updates of variables.
