@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import deq_init.jax
 
-SIDE, CHANNELS, BATCH = 8, 16, 8
+SIDE, CHANNELS, BATCH = 6, 8, 8
 
 
 class Cell(nn.Module):

@@ -32,11 +32,16 @@ MODULES = [
     "deq_init.experiments.report",
     "deq_init.numpy.initializers",
     "deq_init.torch.initializers",
+    "deq_init.torch.jacobian",
     "deq_init.torch.modules",
+    "deq_init.torch.verdict",
     "deq_init.jax.initializers",
+    "deq_init.jax.jacobian",
+    "deq_init.jax.verdict",
     "deq_init.keras.initializers",
     "deq_init.keras.jacobian",
     "deq_init.keras.selection",
+    "deq_init.keras.verdict",
 ]
 
 
