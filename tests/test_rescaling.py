@@ -451,3 +451,25 @@ def test_states_as_trees_in_pytorch():
     dense = np.block([[weight.detach().numpy(), np.eye(2)], [np.zeros((2, 2)), 0.5 * np.eye(2)]])
     norm = deq_init.torch.jacobian_norm(f, z0).value.item()
     assert norm == pytest.approx(np.linalg.norm(dense, 2), rel=1e-3)
+
+
+def test_states_as_trees_in_jax_in_float64():
+    """A rotation feeds a leaf that halves: the radius is the modulus of a complex pair."""
+    turn = np.array([[0.0, 0.3], [-0.3, 0.0]])
+
+    def f(params, z):
+        a, b = z["a"], z["b"]
+        return {"a": a @ params["turn"] + 1, "b": (0.5 * b[0] + jnp.tanh(a),)}
+
+    with jax.enable_x64(True):
+        params = {"turn": jnp.asarray(turn), "count": jnp.asarray(3)}
+        z0 = {"a": jnp.zeros((3, 2)), "b": (jnp.zeros((3, 2)),)}
+        new, result = deq_init.jax.rescale_jacobian(
+            f, params, z0, spectral_radius=0.9, where="turn", rtol=1e-6
+        )
+        assert result.reached
+        assert new["turn"].dtype == jnp.float64
+        assert new["count"] is params["count"]
+        radius = abs(np.linalg.eigvals(np.asarray(new["turn"]))).max()
+        assert radius == pytest.approx(0.9, rel=1e-6)
+        assert result.achieved == pytest.approx(radius, rel=1e-6)
