@@ -212,7 +212,7 @@ def look(
     f: Callable[[Array], Array],
     z0: Array,
     start: Array,
-    products: Callable[[Array], tuple[Callable[[Array], Array], Callable[[Array], Array]]],
+    products: jacobian.Products,
     rtol: float,
 ) -> tuple[Array, ...]:
     """Measure, for each sample; :func:`summarize` makes a :class:`Look` of it.

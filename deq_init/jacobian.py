@@ -27,6 +27,8 @@ from deq_init.errors import ScaleError, SelectionError, ShapeError
 from deq_init.spectra import Estimate
 
 Kind = Literal["jacobian_norm", "spectral_radius"]
+Products = Callable[[Array], tuple[Callable[[Array], Array], Callable[[Array], Array]]]
+"""From z to products with the Jacobians of a map at z and with their transposes."""
 Form = Literal["out", "in"]
 
 MAX_STEPS: dict[Kind, int] = {"jacobian_norm": 128, "spectral_radius": 256}
@@ -236,6 +238,85 @@ def measurement(
     value, error = (float(np.mean(np.asarray(x, np.float64))) for x in (values, errors))
     found = bool(np.all(np.asarray(converged))) and math.isfinite(value)
     return Measurement(value, error, found)
+
+
+class Probe:
+    """What is measured at the fixed point of f, each solve started where the last one ended.
+
+    Parameters
+    ----------
+    wanted : Target
+        The quantity and how accurately it is needed.
+    xp : IterationPrimitives
+        The backend's arrays and loops.
+    f : callable
+        Maps arrays of shape (batch, n) to such, with the weights as they are at that time.
+    products : callable
+        ``products(z)`` returns products with the Jacobians of f at z and with their transposes.
+    z0, normals : array, shape (batch, n)
+        Where the first solve starts, and what measurements start from.
+    solver : callable, optional
+        ``solver(z)`` returns fixed points instead; they count if their residual is at most
+        ``wanted.rtol / 4``.
+    numbers : callable
+        Makes what NumPy can read of an array.
+    """
+
+    def __init__(
+        self,
+        wanted: Target,
+        xp: IterationPrimitives,
+        f: Callable[[Array], Array],
+        products: Products,
+        z0: Array,
+        normals: Array,
+        *,
+        solver: Callable[[Array], Array] | None = None,
+        numbers: Callable[[Array], Any] = np.asarray,
+    ) -> None:
+        self._wanted, self._xp, self._f, self._products = wanted, xp, f, products
+        self._z, self._normals, self._solver, self._numbers = z0, normals, solver, numbers
+
+    def near(self) -> float:
+        """Return the value near the fixed point, one step away from the start; 1 if it is lost."""
+        z = self._f(self._z)
+        lost = bool(self._xp.any(~self._xp.isfinite(z)))
+        return 1.0 if lost else self._at(z, [True] * len(z)).value
+
+    def measure(self) -> Measurement:
+        """Return what is measured at the fixed point."""
+        wanted = self._wanted
+        rtol, steps = max(wanted.solving_rtol, 10 * spectra.epsilon_of(self._z)), SOLVER_STEPS
+        z = self._z
+        if self._solver is not None:
+            rtol, steps = wanted.rtol / 4, 1
+            try:
+                z = self._solver(z)
+            except Exception as error:
+                error.add_note(SOLVER_NOTE)
+                raise
+        solution = fixed_point.solve(self._xp, self._f, z, rtol=rtol, max_steps=steps)
+        converged = self._numbers(solution.converged)
+        if len(converged) and not all(converged):
+            return Measurement(math.nan, math.inf, False)
+        self._z = solution.value
+        return self._at(solution.value, converged)
+
+    def _at(self, z: Array, converged: Any) -> Measurement:
+        wanted = self._wanted
+        if len(z) == 0:
+            return measurement([], [], [])
+        jvp, vjp = self._products(z)
+        estimate = measure(
+            wanted.kind,
+            self._xp,
+            jvp,
+            vjp,
+            self._normals,
+            rtol=wanted.measuring_rtol,
+            max_steps=MAX_STEPS[wanted.kind],
+        )
+        return measurement(self._numbers(estimate.value), self._numbers(estimate.error), converged)
 
 
 def mean_field_factor(

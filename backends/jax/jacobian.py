@@ -13,9 +13,11 @@ from deq_init import fixed_point as core
 from deq_init import jacobian, selection, states
 from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Measurement, Rescaling
+from deq_init.jax.eager import Compiled
 from deq_init.jax.iteration import xp
 from deq_init.jax.selection import is_array, weight_of
-from deq_init.spectra import Estimate, epsilon_of
+from deq_init.numpy.iteration import xp as numpy_xp
+from deq_init.spectra import Estimate
 
 State = Any
 """A pytree of arrays of shape (batch, ...)."""
@@ -257,41 +259,35 @@ def rescale_jacobian(
             new[index] = _times(value, factor) if index in chosen else value
         return jax.tree_util.tree_unflatten(structure, new)
 
-    @jax.jit
-    def near(values: Sequence[jax.Array], z: jax.Array) -> tuple[Estimate, jax.Array]:
-        function = flat.map(lambda z: f(with_factor(values, 1.0), z))
-        z = function(z)
-        return _at(wanted, function, z), jnp.isfinite(z).all(1)
+    def function(scaled: tuple[Sequence[jax.Array], Any], z: jax.Array) -> jax.Array:
+        new = with_factor(*scaled)
+        return flat.map(lambda z: f(new, z))(z)
 
     @jax.jit
-    def at_fixed_point(
-        values: Sequence[jax.Array], factor: Any, z: jax.Array
-    ) -> tuple[jax.Array, Estimate, jax.Array]:
-        scaled = with_factor(values, factor)
-        z, found = _solve(wanted, lambda z: f(scaled, z), flat, z, solver)
-        return z, _at(wanted, flat.map(lambda z: f(scaled, z)), z), found
+    def solved(scaled: tuple[Sequence[jax.Array], Any], z: jax.Array) -> jax.Array:
+        new = with_factor(*scaled)
+        return flat.flatten(solver(lambda z: f(new, z), flat.unflatten(z)), "solver")  # type: ignore[misc]
 
-    values = [leaves[index] for index in arrays]
-    start = flat.flatten(z0)
-    first = 1.0
-    if guess is None:
-        beside = _mean(*near(values, start))
-        first = beside.value if beside.found else first
+    values, factor = [leaves[index] for index in arrays], 1.0
+    compiled, start = Compiled(function), flat.flatten(z0)
+    probe = jacobian.Probe(
+        wanted,
+        numpy_xp,
+        lambda z: compiled((values, factor), z),
+        lambda z: compiled.products((values, factor), z),
+        np.asarray(start),
+        np.asarray(normals(start)),
+        solver=None if solver is None else lambda z: np.asarray(solved((values, factor), z)),
+    )
 
-    def evaluate(factor: float) -> Measurement:
-        nonlocal start
-        try:
-            z, estimate, converged = at_fixed_point(values, factor, start)
-            found = _mean(estimate, converged)
-        except Exception as error:
-            if solver is not None:
-                error.add_note(jacobian.SOLVER_NOTE)
-            raise
-        if found.found:
-            start = z
-        return found
+    def evaluate(trial: float) -> Measurement:
+        nonlocal factor
+        factor = trial
+        return probe.measure()
 
-    result = jacobian.search(wanted, first, evaluate, start=guess)
+    with np.errstate(all="ignore"):  # what overflows is an answer here
+        first = probe.near() if guess is None else 1.0
+        result = jacobian.search(wanted, first, evaluate, start=guess)
     return (with_factor(values, result.factor) if result.reached else params), result
 
 
@@ -315,19 +311,11 @@ def _times(value: jax.Array, factor: Any) -> jax.Array:
     return (value.astype(wide) * jnp.asarray(factor, wide)).astype(value.dtype)
 
 
-def _mean(estimate: Estimate, found: jax.Array) -> Measurement:
-    return jacobian.measurement(*map(np.asarray, (estimate.value, estimate.error, found)))  # type: ignore[arg-type]
-
-
 def _estimate(kind: jacobian.Kind, f: Function, z: State, rtol: float, steps: int) -> Estimate:
     core.require_rtol(rtol)
     core.require_count("max_steps", steps)
     flat = Flat(z)
     return _measure(kind, flat.map(f), flat.flatten(z), rtol, steps)
-
-
-def _at(wanted: jacobian.Target, f: Product, z: jax.Array) -> Estimate:
-    return _measure(wanted.kind, f, z, wanted.measuring_rtol, jacobian.MAX_STEPS[wanted.kind])
 
 
 def _measure(kind: jacobian.Kind, f: Product, z: jax.Array, rtol: float, steps: int) -> Estimate:
@@ -349,22 +337,6 @@ def products(f: Product, z: jax.Array) -> tuple[Product, Product]:
     _, jvp = jax.linearize(f, z)
     transposed = jax.linear_transpose(jvp, z)
     return jvp, lambda x: transposed(x)[0]
-
-
-def _solve(
-    wanted: jacobian.Target,
-    f: Function,
-    flat: Flat,
-    z: jax.Array,
-    solver: Callable[[Function, State], State] | None,
-) -> tuple[jax.Array, jax.Array]:
-    """Return fixed points, and for each sample whether it is one."""
-    rtol, steps = max(wanted.solving_rtol, 10 * epsilon_of(z)), jacobian.SOLVER_STEPS
-    if solver is not None:
-        z = flat.flatten(solver(f, flat.unflatten(z)), "solver")
-        rtol, steps = wanted.rtol / 4, 1
-    found = core.solve(xp, flat.map(f), z, rtol=rtol, max_steps=steps)
-    return found.value, found.converged
 
 
 class Flat:

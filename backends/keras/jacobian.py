@@ -187,6 +187,10 @@ def rescale_jacobian(
     spectral_radius: float | None = None,
     rtol: float = 0.01,
     solver: Callable[[Function, State], State] | None = None,
+    family: str | None = None,
+    activation: Any = None,
+    form: jacobian.Form = "out",
+    input_variance: float = 1.0,
 ) -> Rescaling:
     """Multiply variables by one factor that gives the fixed point's Jacobian this norm or radius.
 
@@ -208,6 +212,14 @@ def rescale_jacobian(
     solver : callable, optional
         ``solver(f, z0) -> z`` finds the fixed point instead of :func:`fixed_point`. What it
         returns counts as one if its residual is at most rtol / 4.
+    family, activation : str, optional
+        The law of the one square variable, and f's activation, as in
+        :func:`deq_init.theory.gain_for`, if known: the search then starts from the mean-field
+        scale. Both or neither.
+    form : {"out", "in"}
+        Where the input enters: φ(Wz) + x or φ(Wz + x).
+    input_variance : float
+        Variance of the entries of x.
 
     Returns
     -------
@@ -218,8 +230,9 @@ def rescale_jacobian(
 
     Raises
     ------
-    ScaleError, SolverError, ShapeError, DTypeError, SelectionError, FunctionError
-        The variables are then as they were, as after any exception from f.
+    ScaleError, SolverError, ShapeError, DTypeError, SelectionError, FunctionError,
+    FamilyError, ActivationError
+        The variables are then as they were, as after any exception from f or the solver.
 
     Examples
     --------
@@ -236,7 +249,7 @@ def rescale_jacobian(
     if solver is not None:
 
         def flat_solver(f: Vectors, z: Any) -> Any:
-            return flat.flatten(solver(flat.unmap(f), flat.unflatten(z)))
+            return flat.flatten(solver(flat.unmap(f), flat.unflatten(z)), "solver")
 
     return _rescale(
         variables,
@@ -246,6 +259,10 @@ def rescale_jacobian(
         spectral_radius=spectral_radius,
         rtol=rtol,
         solver=flat_solver,
+        family=family,
+        activation=activation,
+        form=form,
+        input_variance=input_variance,
     )
 
 

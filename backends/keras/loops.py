@@ -47,6 +47,8 @@ def jacobian_spectral_radius(f: Vectors, z: Any, *, rtol: float, max_steps: int)
     return _estimate("spectral_radius", f, z, rtol, max_steps)
 
 
+# What overflows is an answer here, and in what follows.
+@np.errstate(all="ignore")
 def rescale_jacobian(
     variables: Sequence[keras.Variable],
     f: Vectors,
@@ -56,10 +58,22 @@ def rescale_jacobian(
     spectral_radius: float | None,
     rtol: float,
     solver: Solver | None,
+    **law: Any,
 ) -> Rescaling:
     """Scale variables, in place; see :func:`deq_init.keras.rescale_jacobian`."""
     wanted = jacobian.target(jacobian_norm, spectral_radius, rtol)
-    search = _Search(wanted, Map(f, variables), _array(z0), solver)
+    sizes = [(tuple(v.shape), _frobenius(v)) for v in variables if law["family"] is not None]
+    start = jacobian.mean_field_factor(wanted, sizes, **law)
+    function, z = Map(f, variables), _array(z0)
+    probe = jacobian.Probe(
+        wanted,
+        xp,
+        function,
+        function.products,
+        z,
+        _normals(z),
+        solver=None if solver is None else lambda z: _array(solver(f, ops.convert_to_tensor(z))),
+    )
     originals = [ops.copy(variable.value) for variable in variables]
 
     def multiply(factor: float) -> None:
@@ -69,11 +83,12 @@ def rescale_jacobian(
 
     def evaluate(factor: float) -> Measurement:
         multiply(factor)
-        return search.measure()
+        return probe.measure()
 
     kept = False
     try:
-        result = jacobian.search(wanted, search.first(), evaluate)
+        first = probe.near() if start is None else 1.0
+        result = jacobian.search(wanted, first, evaluate, start=start)
         if result.reached:
             multiply(result.factor)
             kept = True
@@ -92,38 +107,6 @@ def look(f: Vectors, variables: Sequence[keras.Variable], z0: Any, rtol: float) 
     return checking.summarize(checking.look(xp, built, z, _normals(z), built.products, rtol))
 
 
-class _Search:
-    """Fixed points of f and the Jacobian there, each solve started where the last one ended."""
-
-    def __init__(self, wanted: jacobian.Target, f: Map, z0: Any, solver: Solver | None) -> None:
-        self._wanted, self._f, self._z, self._solver = wanted, f, z0, solver
-
-    def first(self) -> float:
-        """Return the value near the fixed point: one step away from the start."""
-        z = self._f(self._z)
-        return self._at(z, np.ones(len(z), bool)).value if np.isfinite(z).all() else 1.0
-
-    def measure(self) -> Measurement:
-        """Return what is measured at the fixed point."""
-        wanted, z = self._wanted, self._z
-        rtol, steps = wanted.solving_rtol, jacobian.SOLVER_STEPS
-        if self._solver is not None:
-            z = _array(self._solver(self._f.function, ops.convert_to_tensor(z)))
-            rtol, steps = wanted.rtol / 4, 1
-        found = _solve(self._f, z, rtol=rtol, max_steps=steps)
-        if not found.converged.all():
-            return Measurement(float("nan"), float("inf"), False)
-        self._z = found.value
-        return self._at(found.value, found.converged)
-
-    def _at(self, z: Any, found: Any) -> Measurement:
-        wanted = self._wanted
-        steps = jacobian.MAX_STEPS[wanted.kind]
-        estimate = _measure(wanted.kind, self._f, z, wanted.measuring_rtol, steps)
-        return jacobian.measurement(estimate.value, estimate.error, found)
-
-
-# What overflows is an answer here, which the residual or the value gives.
 @np.errstate(all="ignore")
 def _solve(f: Map, z0: Any, **options: Any) -> Solution:
     return core.solve(xp, f, z0, **options)
@@ -150,6 +133,11 @@ def _measure(kind: jacobian.Kind, f: Map, z: Any, rtol: float, steps: int) -> Es
 def _normals(z: Any) -> Any:
     """Return the vectors that measurements start from: normals, the same each time."""
     return np.random.default_rng(0).standard_normal(z.shape, z.dtype)
+
+
+def _frobenius(variable: keras.Variable) -> float:
+    wide = ops.cast(variable.value, compute_dtype(variable.dtype))
+    return float(np.linalg.norm(ops.convert_to_numpy(wide)))
 
 
 def _array(z: Any) -> Any:

@@ -28,11 +28,11 @@ class Flat:
         self._dtypes = [keras.backend.standardize_dtype(leaf.dtype) for leaf in leaves]
         self.layout = states.layout([leaf.shape for leaf in leaves], self._dtypes)
 
-    def flatten(self, z: State) -> Any:
-        """Return a state of this layout as one tensor."""
+    def flatten(self, z: State, source: str = "f") -> Any:
+        """Return a state of this layout, which source returned, as one tensor."""
         leaves = _leaves(z)
         same = _structure(z) == _structure(self._tree)
-        states.require_like(self.layout, [leaf.shape for leaf in leaves], same)
+        states.require_like(self.layout, [leaf.shape for leaf in leaves], same, source)
         batch = self.layout.batch
         flat = [
             ops.cast(ops.reshape(leaf, (batch, end - begin)), self.layout.dtype)

@@ -16,7 +16,7 @@ from deq_init.errors import FunctionError, SelectionError
 from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Measurement, Rescaling
 from deq_init.plan import compute_dtype
-from deq_init.spectra import Estimate, epsilon_of
+from deq_init.spectra import Estimate
 from deq_init.torch import filling
 from deq_init.torch.iteration import xp
 from deq_init.torch.states import Flat, State
@@ -231,13 +231,25 @@ def rescale_jacobian_(
         form=form,
         input_variance=input_variance,
     )
-    search = _Search(wanted, f, flat, flat.flatten(z0).detach(), solver)
-    with scaled.restored_unless_kept():
-        first = search.first() if start is None else 1.0
+    function, z = flat.map(f), flat.flatten(z0).detach()
+    probe = jacobian.Probe(
+        wanted,
+        xp,
+        function,
+        lambda z: products(function, z),
+        z,
+        normals(z),
+        solver=None
+        if solver is None
+        else lambda z: flat.flatten(solver(f, flat.unflatten(z.clone())), "solver").detach(),
+        numbers=Tensor.tolist,
+    )
+    with scaled.restored_unless_kept(), torch.no_grad():
+        first = probe.near() if start is None else 1.0
 
         def evaluate(factor: float) -> Measurement:
             scaled.multiply(factor)
-            return search.measure()
+            return probe.measure()
 
         result = jacobian.search(wanted, first, evaluate, start=start)
         if result.reached:
@@ -300,64 +312,6 @@ def products(f: Product, z: Tensor) -> tuple[Product, Product]:
         return torch.zeros_like(x) if pushed is None else pushed
 
     return jvp, vjp
-
-
-class _Search:
-    """Fixed points of f and the Jacobian there, each solve started where the last one ended."""
-
-    def __init__(
-        self,
-        wanted: jacobian.Target,
-        f: Function,
-        flat: Flat,
-        z0: Tensor,
-        solver: Callable[[Function, State], State] | None,
-    ) -> None:
-        self._wanted, self._f, self._flat, self._solver = wanted, f, flat, solver
-        self._map, self._z = flat.map(f), z0
-
-    def first(self) -> float:
-        """Return the value near the fixed point: one step away from the start."""
-        with torch.no_grad():
-            z = self._map(self._z)
-        return self._at(z, z.new_ones(z.shape[0]) > 0).value if z.isfinite().all() else 1.0
-
-    def measure(self) -> Measurement:
-        """Return what is measured at the fixed point."""
-        z, found = self._solve()
-        if not bool(found.all()):
-            return Measurement(float("nan"), float("inf"), False)
-        self._z = z
-        return self._at(z, found)
-
-    def _at(self, z: Tensor, found: Tensor) -> Measurement:
-        wanted = self._wanted
-        steps = jacobian.MAX_STEPS[wanted.kind]
-        estimate = _measure(wanted.kind, self._map, z, wanted.measuring_rtol, steps)
-        return jacobian.measurement(
-            estimate.value.tolist(), estimate.error.tolist(), found.tolist()
-        )
-
-    def _solve(self) -> tuple[Tensor, Tensor]:
-        wanted = self._wanted
-        with torch.no_grad():
-            if self._solver is None:
-                found = core.solve(
-                    xp,
-                    self._map,
-                    self._z,
-                    rtol=max(wanted.solving_rtol, 10 * epsilon_of(self._z)),
-                    max_steps=jacobian.SOLVER_STEPS,
-                )
-                return found.value, found.converged
-            try:
-                z = self._solver(self._f, self._flat.unflatten(self._z.clone()))
-            except Exception as error:
-                error.add_note(jacobian.SOLVER_NOTE)
-                raise
-            z = self._flat.flatten(z, "solver").detach()
-            found = core.solve(xp, self._map, z, rtol=wanted.rtol / 4, max_steps=1)
-            return z, found.converged
 
 
 class Scaled:
