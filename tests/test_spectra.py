@@ -164,7 +164,7 @@ def test_targets_hold_after_the_cast_to_half_precision(backend, dtype):
 
 @pytest.mark.parametrize("framework", XP)
 def test_radius_of_random_matrices(framework):
-    """To 1e-6 in far fewer products than columns; float32 eigenvalues in JAX are off by 4e-6."""
+    """To 1e-6 in far fewer products than columns; float32 eigenvalues in JAX are off by more."""
     w = deq_init.numpy.random((512, 512), 0.7, seed=1)
     value, error, products, converged = radius(framework, w)
     assert converged

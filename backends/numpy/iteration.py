@@ -16,9 +16,13 @@ class Iteration:
     def while_loop(
         self, cond: Callable[[State], Any], body: Callable[[State], State], state: State
     ) -> State:
-        """Loop while the condition holds."""
-        while cond(state):
-            state = body(state)
+        """Loop while the condition holds.
+
+        What is not finite shows in the results, without warnings, as in other frameworks.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):
+            while cond(state):
+                state = body(state)
         return state
 
     def fori_loop(
