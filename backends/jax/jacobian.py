@@ -228,8 +228,8 @@ def rescale_jacobian(
 
     Notes
     -----
-    Compiles once for each call. It is not for use under ``jax.jit``: how often it solves depends
-    on the values.
+    f and its derivatives are compiled once for each call; the iterations around them run in NumPy.
+    Not for use under ``jax.jit``: how often it solves depends on the values.
 
     Examples
     --------

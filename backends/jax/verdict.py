@@ -67,8 +67,9 @@ def check(
 
     Examples
     --------
-    >>> params = {"w": 1.5 * jnp.eye(64)}
-    >>> report = check(lambda params, z: z @ params["w"] + 1, params, jnp.zeros((2, 64)))
+    >>> params = {"w": 1.5 * jax.numpy.eye(64)}
+    >>> f = lambda params, z: z @ params["w"] + 1
+    >>> report = check(f, params, jax.numpy.zeros((2, 64)))
     >>> report.verdict, round(report.suggested_gain, 2)
     ('divergent', 0.9)
     """

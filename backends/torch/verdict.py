@@ -64,9 +64,8 @@ def check(
 
     Examples
     --------
-    >>> layer = torch.nn.Linear(64, 64)
-    >>> _ = torch.nn.init.eye_(layer.weight).mul_(1.5)
-    >>> report = check(lambda z: layer(z) + 1, torch.zeros(2, 64), weights=layer.weight)
+    >>> weight = 1.5 * torch.eye(64)
+    >>> report = check(lambda z: z @ weight.T + 1, torch.zeros(2, 64), weights=weight)
     >>> report.verdict, round(report.suggested_gain, 2)
     ('divergent', 0.9)
     """
