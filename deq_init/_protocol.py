@@ -168,6 +168,9 @@ class IterationPrimitives(Protocol):
     def leading(self, x: Array, count: Any) -> Array:
         """``x[:, :count]``; or all of x, whose entries after it are zero, if count is traced."""
 
+    def at_length(self, count: Any, longest: int, f: Callable[[int], Any]) -> Any:
+        """``f(k)`` for k = count, or for the next of a few lengths up to the longest."""
+
     def put_leading(self, x: Array, part: Array) -> Array:
         """``x`` with ``part`` in place of the entries that ``leading`` gave of it."""
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 State = tuple[Any, ...]
+
+
+_LENGTHS = (40, 80)
 
 
 class Iteration:
@@ -57,6 +61,14 @@ class Iteration:
     def leading(self, x: jax.Array, count: Any) -> jax.Array:
         """x[:, :count], or all of x if the count is traced."""
         return x[:, :count] if isinstance(count, int) else x
+
+    def at_length(self, count: Any, longest: int, f: Callable[[int], Any]) -> Any:
+        """f at one of several lengths that are compiled: decompositions grow with their cubes."""
+        if isinstance(count, int):
+            return f(count)
+        lengths = [*(k for k in _LENGTHS if k < longest), longest]
+        index = jnp.searchsorted(jnp.asarray(lengths), count)
+        return jax.lax.switch(index, [partial(f, k) for k in lengths])
 
     def put_leading(self, x: jax.Array, part: jax.Array) -> jax.Array:
         """A new array with the part first."""

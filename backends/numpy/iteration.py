@@ -66,6 +66,10 @@ class Iteration:
         """x[:, :count]."""
         return x[:, :count]
 
+    def at_length(self, count: int, longest: int, f: Callable[[int], Any]) -> Any:
+        """f(count)."""
+        return f(count)
+
     def put_leading(self, x: Any, part: Any) -> Any:
         """The array itself, of which the part is a view."""
         return x
