@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from deq_init import families, fixed_point, jacobian, scale, states
 from deq_init import plan as plans
 from deq_init._protocol import Array, IterationPrimitives
-from deq_init.errors import SelectionError
+from deq_init.errors import SelectionError, ShapeError
 from deq_init.jacobian import Rescaling
 
 Verdict = Literal["lazy", "stable", "critical", "divergent"]
@@ -328,10 +328,21 @@ def report(
     )
 
 
-def settling_rtol(dtypes: Sequence[str]) -> float:
-    """Return the residual to which samples of a state of these dtypes can settle."""
+def settling_rtol(layout: states.Layout) -> float:
+    """Return the residual to which samples of a state can settle.
+
+    Raises
+    ------
+    ShapeError
+        If there are no samples.
+    """
+    if layout.batch == 0:
+        raise ShapeError(
+            "expected a batch of at least one sample to check, received none. Pass a z0 of some "
+            "16 to 64 samples."
+        )
     epsilons = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-    return max([RTOL, *(epsilons.get(dtype, 0.0) for dtype in dtypes)])
+    return max([RTOL, *(epsilons.get(dtype, 0.0) for dtype in layout.dtypes)])
 
 
 def require_draws(draws: Any, family: str | None, weights: bool) -> int:

@@ -253,6 +253,12 @@ def test_weights_are_restored_when_f_raises(share):
     assert torch.equal(weight.detach(), before)
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_batch_of_none_has_no_verdict(framework):
+    with pytest.raises(ShapeError, match="at least one sample to check, received none"):
+        Model(framework, np.eye(N, dtype=np.float32), inputs(batch=0)).check()
+
+
 def test_without_weights_there_is_no_suggestion():
     report = deq_init.torch.check(lambda z: 1.5 * z + 1, torch.zeros(2, 8))
     assert report.verdict == "divergent"

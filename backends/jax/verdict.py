@@ -93,7 +93,7 @@ def check(
         return flat.map(lambda z: f(new_params, z))(z)
 
     compiled, start = Compiled(function), np.asarray(flat.flatten(z0))
-    rtol = core.settling_rtol(flat.layout.dtypes)
+    rtol = core.settling_rtol(flat.layout)
 
     # What overflows is an answer here.
     @np.errstate(all="ignore")

@@ -73,7 +73,7 @@ def check(
     chosen = [weights] if isinstance(weights, Tensor) else list(weights or ())
     count = core.require_draws(draws, family, bool(chosen))
     function, start = flat.map(f), flat.flatten(z0).detach()
-    rtol = core.settling_rtol(flat.layout.dtypes)
+    rtol = core.settling_rtol(flat.layout)
     known = core.Weights(
         [tuple(w.shape) for w in chosen],
         [float(w.detach().double().square().sum()) for w in chosen],
