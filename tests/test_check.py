@@ -253,6 +253,12 @@ def test_weights_are_restored_when_f_raises(share):
     assert torch.equal(weight.detach(), before)
 
 
+def test_a_layout_that_there_is_not():
+    model = Model("jax", np.eye(N, dtype=np.float32), inputs())
+    with pytest.raises(ShapeError, match="expected layout 'in_out'"):
+        model.check(layout="oi")
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_batch_of_none_has_no_verdict(framework):
     with pytest.raises(ShapeError, match="at least one sample to check, received none"):
