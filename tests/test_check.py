@@ -346,7 +346,11 @@ def in_keras():
     layer.build((None, 8))
     return {"f": layer, "z0": keras.ops.zeros((2, 8)), "weights": [layer.kernel]}
 def report(): return deq_init.torch.check(**stable())
+def talks():
+    print("loading")
+    return stable()
 def fails(): raise ValueError("no data")
+def leaves(): raise SystemExit(0)
 def nothing(): return None
 def broken(): return {**stable(), "f": lambda z: z.no_such_method()}
 def numbers(): return {"f": lambda z: z, "z0": [[1.0]]}
@@ -359,6 +363,7 @@ value = 3
 def models(tmp_path, monkeypatch):
     """A module of the user's in the current directory."""
     (tmp_path / "user_models.py").write_text(BUILD)
+    (tmp_path / "user_exits.py").write_text("raise SystemExit(0)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield "user_models"
@@ -390,6 +395,13 @@ def test_command_line_options(models, capsys):
     assert cli.main(["check", f"{models}:lazy", "--accept", "critical"]) == 3
 
 
+def test_what_the_model_prints_is_not_the_report(models, capsys):
+    assert cli.main(["check", f"{models}:talks", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["verdict"] == "stable"
+    assert printed.err == "loading\n"
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -398,6 +410,8 @@ def test_command_line_options(models, capsys):
         ("user_models:absent", "to have a function 'absent'"),
         ("user_models:value", "received an object of type int"),
         ("user_models:fails", "ValueError: no data"),
+        ("user_models:leaves", "SystemExit: 0"),
+        ("user_exits:build", "SystemExit: 0"),
         ("user_models:nothing", "to return a mapping with the arguments f and z0"),
         ("user_models:broken", "no_such_method"),
         ("user_models:numbers", "Pass --framework"),
