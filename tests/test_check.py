@@ -16,7 +16,7 @@ import deq_init.numpy
 import deq_init.torch
 from deq_init import cli, theory
 from deq_init.check import LAZY_BELOW, Look, Spread, Weights
-from deq_init.errors import FamilyError, SelectionError, ShapeError, SolverError
+from deq_init.errors import DTypeError, FamilyError, SelectionError, ShapeError, SolverError
 
 from backends import KERAS_BACKEND
 
@@ -251,6 +251,24 @@ def test_weights_are_restored_when_f_raises(share):
     with pytest.raises(RuntimeError, match="out of memory"):
         check()
     assert torch.equal(weight.detach(), before)
+
+
+@pytest.mark.parametrize(
+    ("weights", "received"),
+    [
+        (torch.nn.Linear(8, 8), "Linear"),
+        (np.eye(8), "ndarray"),
+        ({"cell": torch.eye(8)}, "str"),
+        ("weight", "str"),
+        (3, "int"),
+    ],
+)
+def test_what_is_no_weight_of_pytorch(weights, received):
+    f, z0 = (lambda z: 0.5 * z + 1), torch.zeros(2, 8)
+    with pytest.raises(DTypeError, match=f"expected a torch.Tensor, received {received}"):
+        deq_init.torch.check(f, z0, weights=weights)
+    with pytest.raises(DTypeError, match=f"expected a torch.Tensor, received {received}"):
+        deq_init.torch.rescale_jacobian_(weights, f, z0, jacobian_norm=0.9)
 
 
 def test_a_layout_that_there_is_not():
