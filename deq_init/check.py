@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from deq_init import families, fixed_point, jacobian, scale, states
 from deq_init import plan as plans
 from deq_init._protocol import Array, IterationPrimitives
-from deq_init.errors import SelectionError
+from deq_init.errors import SelectionError, ShapeError
 from deq_init.jacobian import Rescaling
 
 Verdict = Literal["lazy", "stable", "critical", "divergent"]
@@ -328,10 +328,21 @@ def report(
     )
 
 
-def settling_rtol(dtypes: Sequence[str]) -> float:
-    """Return the residual to which samples of a state of these dtypes can settle."""
+def settling_rtol(layout: states.Layout) -> float:
+    """Return the residual to which samples of a state can settle.
+
+    Raises
+    ------
+    ShapeError
+        If there are no samples.
+    """
+    if layout.batch == 0:
+        raise ShapeError(
+            "expected a batch of at least one sample to check, received none. Pass a z0 of some "
+            "16 to 64 samples."
+        )
     epsilons = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-    return max([RTOL, *(epsilons.get(dtype, 0.0) for dtype in dtypes)])
+    return max([RTOL, *(epsilons.get(dtype, 0.0) for dtype in layout.dtypes)])
 
 
 def require_draws(draws: Any, family: str | None, weights: bool) -> int:
@@ -377,10 +388,19 @@ class Weights:
     @property
     def gain(self) -> float | None:
         """Gain of all of them together; None if there are none."""
-        return self._gain(range(len(self.shapes))) if self.shapes else None
+        if not self.shapes:
+            return None
+        # n x n GOE matrices have n + 1 times V for the mean sum of their squares, antisymmetric
+        # ones n - 1 times, others n times.
+        symmetry = 0 if self.family is None else families.get(self.family).symmetry
+        axis = 0 if self.layout == "out_in" else -1
+        outputs = sum(shape[axis] + symmetry for shape in self.shapes)
+        return math.sqrt(sum(self.squares) / max(outputs, 1))
 
     def plans(self, blocks: int | tuple[int, int] | None) -> list[plans.Plan]:
         """Return what to draw for each of them, at its own gain; nothing without a family.
+
+        The gain at which draws of the family have its sum of squares in the mean.
 
         Raises
         ------
@@ -389,20 +409,20 @@ class Weights:
         """
         if self.family is None:
             return []
-        return [
-            plans.plan(
-                self.family, shape, self.layout, scale.Scale("gain", self._gain([i])), blocks
-            )
-            for i, shape in enumerate(self.shapes)
-        ]
+        result = []
+        for shape, square in zip(self.shapes, self.squares, strict=True):
+            unit = plans.plan(self.family, shape, self.layout, scale.Scale("gain", 1.0), blocks)
+            gain = math.sqrt(square / max(_mean_square(unit), 1))
+            request = scale.Scale("gain", gain)
+            result.append(plans.plan(self.family, shape, self.layout, request, blocks))
+        return result
 
-    def _gain(self, indices: Sequence[int]) -> float:
-        # n x n GOE matrices have n + 1 times V for the mean sum of their squares, antisymmetric
-        # ones n - 1 times, others n times.
-        symmetry = 0 if self.family is None else families.get(self.family).symmetry
-        axis = 0 if self.layout == "out_in" else -1
-        outputs = sum(self.shapes[i][axis] + symmetry for i in indices)
-        return math.sqrt(sum(self.squares[i] for i in indices) / max(outputs, 1))
+
+def _mean_square(unit: plans.Plan) -> int:
+    """Return the mean sum of squares of what a plan at gain 1 draws."""
+    outputs = unit.rows * unit.columns // unit.fan_in
+    block = min(unit.rows, unit.columns) if unit.family.isometric else outputs
+    return (unit.blocks or 1) * (block + unit.family.symmetry)
 
 
 def _spread(values: NDArray[Any], errors: NDArray[Any]) -> Spread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -124,7 +125,9 @@ def _add_spectrum(commands: Any) -> None:
 def _check(options: argparse.Namespace) -> int:
     from deq_init import model
 
-    report = model.check(options.model, options.framework)
+    # What the model prints is not the report.
+    with contextlib.redirect_stdout(sys.stderr):
+        report = model.check(options.model, options.framework)
     print(json.dumps(report.to_dict(), indent=2) if options.json else report)
     return 0 if report.verdict in options.accept else EXIT_CODES[report.verdict]
 

@@ -81,7 +81,7 @@ def _function(name: str) -> Callable[[], Any]:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(
             f"expected to import {module_name!r}, received {type(error).__name__}: {error}. "
             "Run from the folder that the module's name starts in, with what it needs installed."
@@ -99,7 +99,7 @@ def _function(name: str) -> Callable[[], Any]:
 def _call(name: str, build: Callable[[], Any]) -> Any:
     try:
         return build()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(
             f"expected {name}() to return a model to check, received "
             f"{type(error).__name__}: {error}. It is called without arguments."

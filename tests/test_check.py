@@ -15,8 +15,8 @@ import deq_init.keras
 import deq_init.numpy
 import deq_init.torch
 from deq_init import cli, theory
-from deq_init.check import LAZY_BELOW, Look, Spread
-from deq_init.errors import FamilyError, SelectionError, ShapeError, SolverError
+from deq_init.check import LAZY_BELOW, Look, Spread, Weights
+from deq_init.errors import DTypeError, FamilyError, SelectionError, ShapeError, SolverError
 
 from backends import KERAS_BACKEND
 
@@ -199,6 +199,24 @@ def test_new_draws_are_those_of_the_family(framework):
     assert expected["goe"] > 1.5 * expected["orthogonal"]
 
 
+@pytest.mark.parametrize(
+    ("family", "shape", "blocks"),
+    [
+        ("random", (96, 32), None),
+        ("orthogonal", (96, 32), None),
+        ("orthogonal", (32, 96), None),
+        ("orthogonal", (96, 32), 3),
+        ("goe", (96, 32), 3),
+        ("antisymmetric", (32, 96), (3, 1)),
+    ],
+)
+def test_new_draws_are_as_long_as_the_weights(family, shape, blocks):
+    """Within 10 %: the sum of 3072 squares deviates by some 3 %."""
+    w = getattr(deq_init.numpy, family)(shape, 0.7, seed=1, blocks=blocks)
+    (plan,) = Weights([shape], [float((w**2).sum())], "out_in", family).plans(blocks)
+    assert plan.scale.value == pytest.approx(0.7, rel=0.1)
+
+
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_bad_requests_come_before_anything_is_drawn(framework):
     model = Model(framework, deq_init.numpy.random((N, N), 0.5, seed=1), inputs())
@@ -233,6 +251,36 @@ def test_weights_are_restored_when_f_raises(share):
     with pytest.raises(RuntimeError, match="out of memory"):
         check()
     assert torch.equal(weight.detach(), before)
+
+
+@pytest.mark.parametrize(
+    ("weights", "received"),
+    [
+        (torch.nn.Linear(8, 8), "Linear"),
+        (np.eye(8), "ndarray"),
+        ({"cell": torch.eye(8)}, "str"),
+        ("weight", "str"),
+        (3, "int"),
+    ],
+)
+def test_what_is_no_weight_of_pytorch(weights, received):
+    f, z0 = (lambda z: 0.5 * z + 1), torch.zeros(2, 8)
+    with pytest.raises(DTypeError, match=f"expected a torch.Tensor, received {received}"):
+        deq_init.torch.check(f, z0, weights=weights)
+    with pytest.raises(DTypeError, match=f"expected a torch.Tensor, received {received}"):
+        deq_init.torch.rescale_jacobian_(weights, f, z0, jacobian_norm=0.9)
+
+
+def test_a_layout_that_there_is_not():
+    model = Model("jax", np.eye(N, dtype=np.float32), inputs())
+    with pytest.raises(ShapeError, match="expected layout 'in_out'"):
+        model.check(layout="oi")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_batch_of_none_has_no_verdict(framework):
+    with pytest.raises(ShapeError, match="at least one sample to check, received none"):
+        Model(framework, np.eye(N, dtype=np.float32), inputs(batch=0)).check()
 
 
 def test_without_weights_there_is_no_suggestion():
@@ -316,7 +364,11 @@ def in_keras():
     layer.build((None, 8))
     return {"f": layer, "z0": keras.ops.zeros((2, 8)), "weights": [layer.kernel]}
 def report(): return deq_init.torch.check(**stable())
+def talks():
+    print("loading")
+    return stable()
 def fails(): raise ValueError("no data")
+def leaves(): raise SystemExit(0)
 def nothing(): return None
 def broken(): return {**stable(), "f": lambda z: z.no_such_method()}
 def numbers(): return {"f": lambda z: z, "z0": [[1.0]]}
@@ -329,6 +381,7 @@ value = 3
 def models(tmp_path, monkeypatch):
     """A module of the user's in the current directory."""
     (tmp_path / "user_models.py").write_text(BUILD)
+    (tmp_path / "user_exits.py").write_text("raise SystemExit(0)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield "user_models"
@@ -360,6 +413,13 @@ def test_command_line_options(models, capsys):
     assert cli.main(["check", f"{models}:lazy", "--accept", "critical"]) == 3
 
 
+def test_what_the_model_prints_is_not_the_report(models, capsys):
+    assert cli.main(["check", f"{models}:talks", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["verdict"] == "stable"
+    assert printed.err == "loading\n"
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -368,6 +428,8 @@ def test_command_line_options(models, capsys):
         ("user_models:absent", "to have a function 'absent'"),
         ("user_models:value", "received an object of type int"),
         ("user_models:fails", "ValueError: no data"),
+        ("user_models:leaves", "SystemExit: 0"),
+        ("user_exits:build", "SystemExit: 0"),
         ("user_models:nothing", "to return a mapping with the arguments f and z0"),
         ("user_models:broken", "no_such_method"),
         ("user_models:numbers", "Pass --framework"),

@@ -89,10 +89,7 @@ def initialize(
     dense/kernel  (8, 8)  float32  set     goe, gain 0.4
     1 weight set, 1 left alone
     """
-    if layout not in ("in_out", "out_in"):
-        raise ShapeError(
-            f"expected layout 'in_out' (Flax, Haiku) or 'out_in' (Equinox), received {layout!r}."
-        )
+    require_layout(layout)
     options = {
         "family": family,
         "gain": gain,
@@ -114,6 +111,14 @@ def initialize(
     if verbose:
         print(summary)
     return jax.tree_util.tree_unflatten(structure, leaves), summary
+
+
+def require_layout(layout: Any) -> None:
+    """Raise ShapeError for a layout that there is not."""
+    if layout not in ("in_out", "out_in"):
+        raise ShapeError(
+            f"expected layout 'in_out' (Flax, Haiku) or 'out_in' (Equinox), received {layout!r}."
+        )
 
 
 def is_array(leaf: Any) -> bool:

@@ -14,6 +14,7 @@ from deq_init.check import Look, Report
 from deq_init.jax.eager import Compiled
 from deq_init.jax.jacobian import Flat, State, chosen_weights, normals, rescale_jacobian
 from deq_init.jax.sampling import sample
+from deq_init.jax.selection import require_layout
 from deq_init.numpy.iteration import xp
 
 
@@ -73,6 +74,7 @@ def check(
     >>> report.verdict, round(report.suggested_gain, 2)
     ('divergent', 0.9)
     """
+    require_layout(layout)
     flat = Flat(z0)
     leaves, structure = jax.tree_util.tree_flatten(params)
     chosen = sorted(chosen_weights(params, where)) if params is not None else []
@@ -93,7 +95,7 @@ def check(
         return flat.map(lambda z: f(new_params, z))(z)
 
     compiled, start = Compiled(function), np.asarray(flat.flatten(z0))
-    rtol = core.settling_rtol(flat.layout.dtypes)
+    rtol = core.settling_rtol(flat.layout)
 
     # What overflows is an answer here.
     @np.errstate(all="ignore")

@@ -74,7 +74,7 @@ def check(
     variables = variables_of(weights) if weights is not None else []
     count = core.require_draws(draws, family, bool(variables))
     function, start = flat.map(f), flat.flatten(z0)
-    rtol = core.settling_rtol(flat.layout.dtypes)
+    rtol = core.settling_rtol(flat.layout)
     known = core.Weights(
         [tuple(v.shape) for v in variables],
         [float(np.square(_numbers(v)).sum()) for v in variables],

@@ -314,15 +314,21 @@ def products(f: Product, z: Tensor) -> tuple[Product, Product]:
     return jvp, vjp
 
 
+def weights_of(weights: Any) -> list[Tensor]:
+    """Return the tensors to write to, each once."""
+    single = isinstance(weights, Tensor) or not isinstance(weights, Iterable)
+    listed = [weights] if single else list(weights)
+    for weight in listed:
+        filling.require_writable(weight)
+        compute_dtype(filling.dtype_name(weight))
+    return list({id(weight): weight for weight in listed}.values())
+
+
 class Scaled:
     """Weights that are multiplied in place, and put back."""
 
     def __init__(self, weights: Tensor | Iterable[Tensor]) -> None:
-        listed = [weights] if isinstance(weights, Tensor) else list(weights)
-        for weight in listed:
-            filling.require_writable(weight)
-            compute_dtype(filling.dtype_name(weight))
-        self._weights = list({id(weight): weight for weight in listed}.values())
+        self._weights = weights_of(weights)
         if not self._weights:
             raise SelectionError(
                 "expected at least one weight to scale, received none. Pass e.g. layer.weight."

@@ -14,7 +14,15 @@ from deq_init.check import Look, Report
 from deq_init.jacobian import Rescaling
 from deq_init.torch import filling
 from deq_init.torch.iteration import xp
-from deq_init.torch.jacobian import Function, Product, Scaled, normals, products, rescale_jacobian_
+from deq_init.torch.jacobian import (
+    Function,
+    Product,
+    Scaled,
+    normals,
+    products,
+    rescale_jacobian_,
+    weights_of,
+)
 from deq_init.torch.states import Flat, State
 
 
@@ -70,18 +78,17 @@ def check(
     ('divergent', 0.9)
     """
     flat = Flat(z0)
-    chosen = [weights] if isinstance(weights, Tensor) else list(weights or ())
+    chosen = [] if weights is None else weights_of(weights)
+    scaled = Scaled(chosen) if chosen else None
     count = core.require_draws(draws, family, bool(chosen))
     function, start = flat.map(f), flat.flatten(z0).detach()
-    rtol = core.settling_rtol(flat.layout.dtypes)
+    rtol = core.settling_rtol(flat.layout)
+    sizes = [] if scaled is None else scaled.sizes()
     known = core.Weights(
-        [tuple(w.shape) for w in chosen],
-        [float(w.detach().double().square().sum()) for w in chosen],
-        "out_in",
-        family,
+        [shape for shape, _ in sizes], [norm**2 for _, norm in sizes], "out_in", family
     )
     requests = known.plans(blocks)
-    with Scaled(chosen).restored_unless_kept() if chosen else nullcontext():
+    with nullcontext() if scaled is None else scaled.restored_unless_kept():
         seen = look(function, start, rtol)
         redraws = []
         for draw in range(count):
