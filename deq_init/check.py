@@ -5,6 +5,7 @@ The rule, for a batch of samples and plain iteration :math:`z \leftarrow f(z)` f
 =========== =====================================================================================
 divergent   more than half of the samples have not settled to rtol 1e-3 after 200 steps
 critical    some have not
+divergent   all have, but the Jacobian there is not finite
 lazy        all have, and the Jacobian's spectral norm at the fixed point is below 0.3 in the mean:
             z* is little more than one application of f
 stable      all have, and it is not
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from deq_init import families, fixed_point, jacobian, scale, states
 from deq_init import plan as plans
 from deq_init._protocol import Array, IterationPrimitives
-from deq_init.errors import SelectionError, ShapeError
+from deq_init.errors import FunctionError, SelectionError, ShapeError
 from deq_init.jacobian import Rescaling
 
 Verdict = Literal["lazy", "stable", "critical", "divergent"]
@@ -45,10 +46,15 @@ LAZY_BELOW = 0.3
 """Mean Jacobian norm below which a model is lazy."""
 
 SUGGESTED_NORM = 0.9
-"""Jacobian norm that is suggested: below 1, the iteration contracts near the fixed point."""
+"""Jacobian norm to suggest: below 1, the iteration contracts near the fixed point."""
 
 _MEASURING_RTOL = 0.01
 _NO_WEIGHTS = "name the weights for a suggested gain"
+_CONTRACTING = 0.95  # radius below which 150 steps are enough, if f is what it seems
+_ROUNDING = (
+    "the Jacobian contracts, and yet samples do not settle: does f round (autocast, a mixed "
+    "policy) or draw random numbers? Check in float32 and without dropout"
+)
 _NORM_STEPS, _RADIUS_STEPS = 64, 128
 
 
@@ -76,6 +82,8 @@ class Look:
 
     Attributes
     ----------
+    samples : int
+        Samples in the batch.
     settled : float
         Share of the samples that plain iteration brought to the tolerance in :data:`STEPS` steps.
     steps : float
@@ -93,6 +101,7 @@ class Look:
         solved; its error is that of the mean, from the spread.
     """
 
+    samples: int
     settled: float
     steps: float
     found: float
@@ -104,11 +113,16 @@ class Look:
     @property
     def judgement(self) -> tuple[Verdict, str]:
         """The verdict, and the rule that gave it."""
-        shortfall = f"{1 - self.settled:.0%} of the samples have not settled in {STEPS} steps"
+        shortfall = (
+            f"{round((1 - self.settled) * self.samples)} of {self.samples} samples have not "
+            f"settled in {STEPS} steps"
+        )
         if self.settled < 0.5:
             return "divergent", f"{shortfall}, more than half"
         if self.settled < 1:
             return "critical", shortfall
+        if not math.isfinite(self.jacobian_norm.mean):
+            return "divergent", "all samples settle, but the Jacobian there is not finite"
         size = f"the Jacobian's norm is {self.jacobian_norm.mean:.3g} in the mean"
         if self.jacobian_norm.mean < LAZY_BELOW:
             return "lazy", f"all samples settle and {size}, below {LAZY_BELOW}"
@@ -125,8 +139,8 @@ class Report:
         By the rule in the text of :mod:`deq_init.check`.
     reason : str
         The rule that gave it, with its numbers.
-    samples, size : int
-        Samples in the batch, numbers in the state of one.
+    size : int
+        Numbers in the state of one sample.
     look : Look
         What was measured.
     family : str or None
@@ -135,9 +149,10 @@ class Report:
         What was measured with each new draw, at the gains of the weights as they are.
     gain : float or None
         Of the weights that were named: √(|W|² / outputs), the squares and outputs of all of them
-        added up; None if none were.
+        added up (with a family, what has this sum of squares in the mean); None if none were.
     suggested_factor : float or None
-        What to multiply these weights by; 1 for a stable model, None if no factor was found.
+        What to multiply these weights by, for a stable model; 1 if it is, None if no factor was
+        found.
     suggested_gain : float or None
         ``gain`` times that.
     suggestion : str
@@ -148,7 +163,6 @@ class Report:
 
     verdict: Verdict
     reason: str
-    samples: int
     size: int
     look: Look
     family: str | None = None
@@ -168,10 +182,11 @@ class Report:
 
     def __str__(self) -> str:
         look = self.look
-        settled = f"{look.settled:.0%} of {self.samples} samples settle"
+        count = round(look.settled * look.samples)
+        settled = f"{count} of {look.samples} samples settle"
         if look.settled:
             settled += f", in {look.steps:.0f} steps of plain iteration"
-        found = f"found for {look.found:.0%}"
+        found = f"found for {round(look.found * look.samples)}"
         if not math.isnan(look.anderson_steps):
             found += f", in {look.anderson_steps:.0f} steps of Anderson acceleration"
         rows = [
@@ -236,7 +251,8 @@ def look(
     -------
     tuple of array, shape (batch,)
         Settled, steps; found and steps by Anderson acceleration; norm, its error; radius, its
-        error; adjoint amplification, and whether its equation was solved.
+        error; adjoint amplification, and whether its equation was solved; what the first sample
+        changes in each.
     """
     plain = fixed_point.solve(xp, f, z0, method="plain", rtol=rtol, max_steps=STEPS)
     anderson = fixed_point.solve(xp, f, z0, rtol=rtol, max_steps=STEPS)
@@ -248,6 +264,7 @@ def look(
         xp, lambda u: vjp(u) + start, start, rtol=_MEASURING_RTOL, max_steps=STEPS
     )
     grown = xp.sum(adjoint.value * adjoint.value, 1) / xp.sum(start * start, 1)
+    alone = jvp(xp.concatenate([start[:1], start[1:] * 0.0], 0))
     return (
         plain.converged,
         plain.steps,
@@ -259,20 +276,34 @@ def look(
         radius.error,
         grown,
         adjoint.converged,
+        xp.sum(alone * alone, 1),
     )
 
 
 def summarize(measured: Sequence[Any]) -> Look:
-    """Return the summary of what :func:`look` measured, as NumPy arrays."""
+    """Return the summary of what :func:`look` measured, as NumPy arrays.
+
+    Raises
+    ------
+    FunctionError
+        If f lets one sample change another: their Jacobians are then no matrices of their own.
+    """
     settled, steps, by_anderson, anderson_steps, norm, norm_error, radius, radius_error, *rest = (
         np.asarray(x) for x in measured
     )
-    grown, solved = rest
+    grown, solved, alone = rest
+    if (alone[1:] > 0).any():
+        raise FunctionError(
+            "expected f to map each sample for itself, received one in which the first sample "
+            "changes others. Add a batch axis to a single state; put batch normalization into "
+            "inference mode."
+        )
     found = settled | by_anderson
     over = found if found.any() else np.ones_like(found)
     grown = grown[solved & over]
-    deviation = np.std(grown) / len(grown) ** 0.5 if len(grown) else np.nan
+    deviation = np.std(grown, ddof=1) / len(grown) ** 0.5 if len(grown) > 1 else np.nan
     return Look(
+        len(settled),
         float(settled.mean()),
         _median(steps[settled]),
         float(found.mean()),
@@ -289,7 +320,7 @@ def report(
     weights: Weights | None = None,
     redraws: Sequence[Look] = (),
     *,
-    rescale: Callable[[], Rescaling],
+    rescale: Callable[[float], tuple[Rescaling, Look]],
     suggestion: str,
 ) -> Report:
     """Return the report on what was seen.
@@ -305,27 +336,37 @@ def report(
     redraws : sequence of Look
         The model with new draws of them.
     rescale : callable
-        Searches for the factor that gives the Jacobian the norm :data:`SUGGESTED_NORM`; called
-        if there are weights and the model is not stable.
+        Searches for the factor that gives the Jacobian a norm, and looks at the model with it;
+        called if there are weights and the model is not stable.
     suggestion : str
-        The line of code that multiplies the weights by it.
+        The line of code that multiplies the weights by it, with ``{norm}`` for the norm.
     """
     verdict, reason = seen.judgement
     family, gain = (None, None) if weights is None else (weights.family, weights.gain)
-    base = Report(verdict, reason, layout.batch, layout.n, seen, family, tuple(redraws), gain)
+    base = Report(verdict, reason, layout.n, seen, family, tuple(redraws), gain)
+    if seen.settled < 1 and seen.spectral_radius.high < _CONTRACTING:
+        base = replace(base, note=_ROUNDING)
     if gain is None:
-        return base if verdict == "stable" else replace(base, note=_NO_WEIGHTS)
+        return base if verdict == "stable" or base.note else replace(base, note=_NO_WEIGHTS)
     if verdict == "stable":
         return replace(base, suggested_factor=1.0, suggested_gain=gain)
-    result = rescale()
-    if not result.reached:
-        return replace(base, note=f"no factor gives norm {SUGGESTED_NORM}: {result.reason}")
-    return replace(
-        base,
-        suggested_factor=result.factor,
-        suggested_gain=gain * result.factor,
-        suggestion=suggestion,
-    )
+    # Of the mean; then of the largest, if that is still too much for single samples.
+    norm, outcome, then = SUGGESTED_NORM, "", seen
+    for _ in range(2):
+        result, then = rescale(norm)
+        if result.reached and then.judgement[0] == "stable":
+            return replace(
+                base,
+                suggested_factor=result.factor,
+                suggested_gain=gain * result.factor,
+                suggestion=suggestion.format(norm=f"{norm:g}"),
+            )
+        outcome = f"it is {then.judgement[0]} at norm {norm:g}" if result.reached else result.reason
+        share = then.jacobian_norm.mean / then.jacobian_norm.high
+        norm = math.floor(100 * SUGGESTED_NORM * share) / 100 if share > 0.1 else 0.0
+        if not 0 < norm < SUGGESTED_NORM:
+            break
+    return replace(base, note=base.note or f"no common factor makes it stable: {outcome}")
 
 
 def settling_rtol(layout: states.Layout) -> float:
@@ -441,7 +482,8 @@ def _median(values: NDArray[Any]) -> float:
 def _span(spread: Spread) -> str:
     if math.isnan(spread.mean):
         return "not measured"
-    return f"{spread.mean:.3g} ± {spread.error:.1g}, from {spread.low:.3g} to {spread.high:.3g}"
+    error = "" if math.isnan(spread.error) else f" ± {spread.error:.1g}"
+    return f"{spread.mean:.3g}{error}, from {spread.low:.3g} to {spread.high:.3g}"
 
 
 def _plain(value: Any) -> Any:

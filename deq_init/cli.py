@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"deq-init: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("deq-init: interrupted; finished rows of an experiment are kept", file=sys.stderr)
+        print("deq-init: interrupted; an experiment keeps its finished rows", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader, such as head, has had enough. Python flushes what is left when it exits.
@@ -93,11 +93,11 @@ def _add_check(commands: Any) -> None:
     check.add_argument("--framework", choices=["torch", "jax", "keras"])
     check.add_argument(
         "--accept",
-        nargs="+",
+        action="append",
         choices=list(EXIT_CODES),
         default=[],
         metavar="VERDICT",
-        help="verdicts to exit with 0 for, beside stable",
+        help="exit with 0 for this verdict too; may be repeated",
     )
     check.add_argument("--json", action="store_true", help="print the report as JSON")
     check.set_defaults(command=_check)

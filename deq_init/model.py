@@ -77,7 +77,7 @@ def _function(name: str) -> Callable[[], Any]:
             "Pass e.g. train.models:build."
         )
     # As python -m does, which an installed script does not.
-    if os.getcwd() not in sys.path:
+    if sys.path[:1] != [os.getcwd()]:
         sys.path.insert(0, os.getcwd())
     try:
         found: Any = importlib.import_module(module_name)

@@ -16,7 +16,14 @@ import deq_init.numpy
 import deq_init.torch
 from deq_init import cli, theory
 from deq_init.check import LAZY_BELOW, Look, Spread, Weights
-from deq_init.errors import DTypeError, FamilyError, SelectionError, ShapeError, SolverError
+from deq_init.errors import (
+    DTypeError,
+    FamilyError,
+    FunctionError,
+    SelectionError,
+    ShapeError,
+    SolverError,
+)
 
 from backends import KERAS_BACKEND
 
@@ -93,7 +100,7 @@ def inputs(deviation=0.5, batch=BATCH):
 
 def seen(settled, norm):
     spread = Spread(norm, norm, norm, 0.0)
-    return Look(settled, 10.0, 1.0, 5.0, spread, spread, spread)
+    return Look(100, settled, 10.0, 1.0, 5.0, spread, spread, spread)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +113,7 @@ def seen(settled, norm):
         (0.5, 0.9, "critical"),
         (0.49, 0.9, "divergent"),
         (0.0, math.nan, "divergent"),
+        (1.0, math.nan, "divergent"),
     ],
 )
 def test_the_rule(settled, norm, verdict):
@@ -154,7 +162,7 @@ def test_what_is_measured_against_dense_jacobians(framework):
     growth = (np.linalg.inv(np.eye(N) - dense) ** 2).sum((1, 2)) / N
     look = report.look
     assert report.verdict == "stable"
-    assert (report.samples, report.size) == (BATCH, N)
+    assert (look.samples, report.size) == (BATCH, N)
     for spread, expected in ((look.jacobian_norm, norms), (look.spectral_radius, radii)):
         measured = np.array([spread.mean, spread.low, spread.high])
         truth = np.array([expected.mean(), expected.min(), expected.max()])
@@ -300,7 +308,65 @@ def test_a_jacobian_that_the_weights_do_not_change():
         lambda z: 1.5 * z + weight.sum() * 0, torch.ones(2, 8), weights=weight
     )
     assert report.suggested_gain is None
-    assert "no factor gives norm 0.9" in report.note
+    assert "no common factor makes it stable" in report.note
+
+
+def test_the_suggestion_holds_for_every_sample():
+    """The mean norm is below 0.9 already, and one sample does not settle."""
+    weight, slope = torch.eye(8), torch.tensor([[0.2], [0.3], [1.1], [0.4]])
+    f = lambda z: slope * (z @ weight.T) + 1  # noqa: E731
+    report = deq_init.torch.check(f, torch.zeros(4, 8), weights=weight)
+    assert report.verdict == "critical"
+    assert report.look.jacobian_norm.mean < 0.9
+    assert report.suggested_factor < 0.96 / 1.1
+    weight *= report.suggested_factor
+    assert deq_init.torch.check(f, torch.zeros(4, 8)).verdict == "stable"
+    assert "jacobian_norm=0.4)" in report.suggestion  # 0.9 for the largest, 0.41 in the mean
+
+
+def test_a_derivative_that_is_not_finite_is_divergent():
+    """The square root has none at its fixed point 0."""
+    report = deq_init.torch.check(lambda z: 0.5 * (z * z).sqrt(), torch.zeros(2, 8))
+    assert (report.look.settled, report.verdict) == (1.0, "divergent")
+    assert "not finite" in report.reason
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_samples_that_are_mixed(framework):
+    def mix(z):
+        return 0.1 * z.sum(0)[None] + 0 * z
+
+    checks = {
+        "torch": lambda: deq_init.torch.check(mix, torch.ones(4, 8)),
+        "jax": lambda: deq_init.jax.check(lambda params, z: mix(z), None, jnp.ones((4, 8))),
+    }
+    mean = lambda z: 0.1 * keras.ops.sum(z, axis=0, keepdims=True) + 0 * z  # noqa: E731
+    check = checks.get(framework, lambda: deq_init.keras.check(mean, keras.ops.ones((4, 8))))
+    with pytest.raises(FunctionError, match="each sample for itself"):
+        check()
+
+
+def test_rounding_within_f_is_told_from_divergence():
+    w = deq_init.torch.orthogonal_(torch.empty(64, 64), 0.9, seed=1)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)) / 3
+
+    def f(z):
+        return torch.tanh((z.bfloat16() @ w.bfloat16().T).float()) + x
+
+    report = deq_init.torch.check(f, torch.zeros(8, 64), weights=w)
+    assert report.verdict in ("critical", "divergent")
+    assert "Check in float32" in report.note
+    assert deq_init.torch.check(lambda z: torch.tanh(z @ w.T) + x, torch.zeros(8, 64)).note == ""
+
+
+def test_a_stable_check_writes_to_no_weight():
+    """Autograd counts writes: a backward pass may be waiting for these weights."""
+    weight = torch.nn.Parameter(0.5 * torch.eye(8))
+    loss = (torch.ones(2, 8) @ weight.T).square().sum()
+    f = lambda z: z @ weight.T + 1  # noqa: E731
+    assert deq_init.torch.check(f, torch.zeros(2, 8), weights=weight).verdict == "stable"
+    loss.backward()
+    assert weight.grad.isfinite().all()
 
 
 def test_a_sample_of_nan_counts_as_one_that_does_not_settle():
@@ -396,6 +462,7 @@ def models(tmp_path, monkeypatch):
         ("critical", 4),
         ("divergent", 5),
         ("jax_none", 0),
+        ("in_jax", 0),
         ("in_keras", None),
         ("report", 0),
     ],
@@ -407,8 +474,8 @@ def test_command_line(models, capsys, function, code):
 
 
 def test_command_line_options(models, capsys):
-    arguments = ["check", f"{models}:divergent", "--json", "--accept", "critical", "divergent"]
-    assert cli.main(arguments) == 0
+    accepted = ["--accept", "critical", "--accept", "divergent"]
+    assert cli.main(["check", "--json", *accepted, f"{models}:divergent"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"] == "divergent"
     assert cli.main(["check", f"{models}:lazy", "--accept", "critical"]) == 3
 

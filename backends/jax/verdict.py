@@ -11,6 +11,8 @@ import numpy as np
 from deq_init import check as core
 from deq_init import plan as plans
 from deq_init.check import Look, Report
+from deq_init.errors import SelectionError
+from deq_init.jacobian import Rescaling
 from deq_init.jax.eager import Compiled
 from deq_init.jax.jacobian import Flat, State, chosen_weights, normals, rescale_jacobian
 from deq_init.jax.sampling import sample
@@ -37,7 +39,8 @@ def check(
         ``f(params, z)`` maps a state to one like it, each sample for itself, and can be traced and
         differentiated.
     params : pytree
-        Parameters of f; None for a function without any, which gets no suggestion.
+        Parameters of f; for a function without weights, None or what it takes: it gets no
+        suggestion.
     z0 : pytree of Array, shape (batch, ...)
         Where the model's iteration starts, for some 16 to 64 samples.
     where : str, sequence of str or callable, optional
@@ -77,7 +80,12 @@ def check(
     require_layout(layout)
     flat = Flat(z0)
     leaves, structure = jax.tree_util.tree_flatten(params)
-    chosen = sorted(chosen_weights(params, where)) if params is not None else []
+    try:
+        chosen = sorted(chosen_weights(params, where))
+    except SelectionError:
+        if where is not None:
+            raise
+        chosen = []
     count = core.require_draws(draws, family, bool(chosen))
     known = core.Weights(
         [leaves[i].shape for i in chosen],
@@ -126,21 +134,20 @@ def check(
         )
         for draw in range(count)
     ]
-    target = {"jacobian_norm": core.SUGGESTED_NORM}
+
+    def rescale(norm: float) -> tuple[Rescaling, Look]:
+        new, result = rescale_jacobian(f, params, z0, where=where, jacobian_norm=norm)
+        scaled = jax.tree_util.tree_leaves(new)
+        return result, look([scaled[i] for i in chosen]) if result.reached else seen
+
     return core.report(
-        seen,
-        flat.layout,
-        known,
-        redraws,
-        rescale=lambda: rescale_jacobian(f, params, z0, where=where, **target)[1],
-        suggestion=_suggestion(where),
+        seen, flat.layout, known, redraws, rescale=rescale, suggestion=_suggestion(where)
     )
 
 
 def _suggestion(where: Any) -> str:
     named = "where" if callable(where) else repr(where)
     chosen = f", where={named}" if where is not None else ""
-    return (
-        f"params, _ = deq_init.jax.rescale_jacobian(f, params, z0, "
-        f"jacobian_norm={core.SUGGESTED_NORM}{chosen})"
-    )
+    return "params, _ = deq_init.jax.rescale_jacobian(f, params, z0, jacobian_norm={norm}" + (
+        chosen + ")"
+    ).replace("{", "{{").replace("}", "}}")

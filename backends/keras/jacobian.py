@@ -325,7 +325,7 @@ elif keras.backend.backend() == "jax":
         variables: Sequence[keras.Variable], f: Vectors, z0: Any, **options: Any
     ) -> Rescaling:
         """Scale the variables, after a call of f that builds its layers."""
-        loops.without_updates(f)(z0)
+        loops.build(f, z0)
         return loops.rescale_jacobian(variables, f, z0, **options)
 
 else:

@@ -103,7 +103,7 @@ def rescale_jacobian(
 def look(f: Vectors, variables: Sequence[keras.Variable], z0: Any, rtol: float) -> Look:
     """Return what a check sees from a tensor of shape (batch, n)."""
     built, z = Map(f, variables), _array(z0)
-    f(z0)  # builds layers, which cannot be done within a trace
+    build(f, z0)
     return checking.summarize(checking.look(xp, built, z, _normals(z), built.products, rtol))
 
 
@@ -192,6 +192,10 @@ if keras.backend.backend() == "jax":
 
         return apart
 
+    def build(f: Vectors, z0: Any) -> None:
+        """Call f, which builds its layers: that cannot be done within a trace."""
+        without_updates(f)(z0)
+
     def is_traced(x: Any) -> bool:
         """Return whether the values of a tensor are not known yet."""
         return isinstance(x, jax.core.Tracer)
@@ -242,6 +246,9 @@ else:
                 return np.zeros_like(x) if pushed is None else pushed.numpy()
 
             return jvp, vjp
+
+    def build(f: Vectors, z0: Any) -> None:
+        """Nothing: the first call builds layers."""
 
     def is_traced(x: Any) -> bool:
         """Return whether the values of a tensor are not known yet."""

@@ -71,7 +71,8 @@ def check(
     ('divergent', 0.9)
     """
     flat = Flat(z0)
-    variables = variables_of(weights) if weights is not None else []
+    none = weights is None or (isinstance(weights, (list, tuple)) and not weights)
+    variables = [] if none else variables_of(weights)
     count = core.require_draws(draws, family, bool(variables))
     function, start = flat.map(f), flat.flatten(z0)
     rtol = core.settling_rtol(flat.layout)
@@ -92,16 +93,15 @@ def check(
                 variable.assign(ops.cast(value, variable.dtype))
             redraws.append(_look(function, variables, start, rtol))
 
-    def rescale() -> Rescaling:
+    def rescale(norm: float) -> tuple[Rescaling, Look]:
         with restored(variables):
-            return rescale_jacobian(variables, f, z0, jacobian_norm=core.SUGGESTED_NORM)
+            result = rescale_jacobian(variables, f, z0, jacobian_norm=norm)
+            return result, _look(function, variables, start, rtol) if result.reached else seen
 
     return core.report(seen, flat.layout, known, redraws, rescale=rescale, suggestion=_SUGGESTION)
 
 
-_SUGGESTION = (
-    f"deq_init.keras.rescale_jacobian(weights, f, z0, jacobian_norm={core.SUGGESTED_NORM})"
-)
+_SUGGESTION = "deq_init.keras.rescale_jacobian(weights, f, z0, jacobian_norm={norm})"
 
 
 def _numbers(variable: keras.Variable) -> Any:

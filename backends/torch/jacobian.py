@@ -335,14 +335,18 @@ class Scaled:
             )
         self._originals = [weight.detach().clone() for weight in self._weights]
         self._kept = False
+        self.written = False
 
     @contextmanager
-    def restored_unless_kept(self) -> Iterator[None]:
-        """Put the weights back at the end, whatever happens, unless they are kept."""
+    def restored_unless_kept(self) -> Iterator[Scaled]:
+        """Put the weights back at the end, whatever happens, unless they are kept.
+
+        Those that were not written to are left alone: autograd counts writes.
+        """
         try:
-            yield
+            yield self
         finally:
-            if not self._kept:
+            if self.written and not self._kept:
                 self._set(self._originals)
 
     def sizes(self) -> list[tuple[tuple[int, ...], float]]:
@@ -369,6 +373,7 @@ class Scaled:
         self._kept = True
 
     def _set(self, values: list[Tensor]) -> None:
+        self.written = True
         with torch.no_grad():
             for weight, value in zip(self._weights, values, strict=True):
                 weight.copy_(value)

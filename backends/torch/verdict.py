@@ -91,22 +91,24 @@ def check(
     with nullcontext() if scaled is None else scaled.restored_unless_kept():
         seen = look(function, start, rtol)
         redraws = []
+        if scaled is not None and count:
+            scaled.written = True
         for draw in range(count):
             for index, (w, plan) in enumerate(zip(chosen, requests, strict=True)):
                 seed = selection.seed_of(draw, str(index))
                 filling.fill(plan.family.name, w, plan.scale, blocks, None, seed, None)
             redraws.append(look(function, start, rtol))
 
-    def rescale() -> Rescaling:
-        with Scaled(chosen).restored_unless_kept():
-            return rescale_jacobian_(chosen, f, z0, jacobian_norm=core.SUGGESTED_NORM)
+    def rescale(norm: float) -> tuple[Rescaling, Look]:
+        with Scaled(chosen).restored_unless_kept() as kept:
+            kept.written = True
+            result = rescale_jacobian_(chosen, f, z0, jacobian_norm=norm)
+            return result, look(function, start, rtol) if result.reached else seen
 
     return core.report(seen, flat.layout, known, redraws, rescale=rescale, suggestion=_SUGGESTION)
 
 
-_SUGGESTION = (
-    f"deq_init.torch.rescale_jacobian_(weights, f, z0, jacobian_norm={core.SUGGESTED_NORM})"
-)
+_SUGGESTION = "deq_init.torch.rescale_jacobian_(weights, f, z0, jacobian_norm={norm})"
 
 
 def look(f: Product, z0: Tensor, rtol: float) -> Look:
