@@ -149,7 +149,8 @@ def unrolled(f: Function, z0: State, solution: Solution) -> Solution:
     flat = Flat(z0)
     lost = core.lost_samples(xp, solution)
     counts = torch.where(lost, 0, solution.steps - 1)
-    most = int(counts.max()) if counts.numel() else 0
+    # One at least, so that all parameters have a gradient.
+    most = max(1, int(counts.max())) if counts.numel() else 1
     x = core.replay(xp, flat.map(f), flat.flatten(z0), counts, most)
     value = flat.unflatten(torch.where(lost[:, None], flat.flatten(solution.value), x))
     return Solution(value, solution.residual, solution.steps, solution.converged)
