@@ -23,6 +23,7 @@ FORMS = ("out", "in")
 ACTIVATIONS = ("tanh", "relu", "gelu")
 INPUTS, WIDTH, CLASSES, BATCH, SEED = 5, 12, 3, 4, 11
 GAIN = {"orthogonal": 0.6, "goe": 0.35, "random": 0.5, "antisymmetric": 0.35}
+QUICK = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
 RTOL = {"float32": 1e-6, "float64": 1e-13}
 
 
@@ -87,7 +88,7 @@ def in_jax(dtype="float64", **given):
 
 
 def run_jax(model, params, x):
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def compiled(params, x):
         def loss(params, x):
             logits, solution = model.apply(params, x)
@@ -244,7 +245,9 @@ def test_jax_gradients_equal_optimistixs():
             ).value
             return ((z @ params["R"] + params["b"]) ** 2).sum()
 
-        found, expected = (jax.jit(jax.grad(f))(params) for f in (implicit, peer))
+        found, expected = (
+            jax.jit(jax.grad(f), compiler_options=QUICK)(params) for f in (implicit, peer)
+        )
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-8, err_msg=name)
 
@@ -325,7 +328,7 @@ def test_a_bad_sample_has_a_status_and_touches_no_other(framework, method):
             logits, solution = model.apply(params, x)
             return logits.sum(), (logits, solution)
 
-        compiled = jax.jit(jax.value_and_grad(summed, has_aux=True))
+        compiled = jax.jit(jax.value_and_grad(summed, has_aux=True), compiler_options=QUICK)
 
         def run(x):
             params = jax_initial("float32", "orthogonal")
@@ -366,7 +369,7 @@ def test_no_samples(framework, gradient):
             logits, solution = model.apply(params, x)
             return logits.sum(), (logits, solution)
 
-        compiled = jax.jit(jax.value_and_grad(summed, has_aux=True))
+        compiled = jax.jit(jax.value_and_grad(summed, has_aux=True), compiler_options=QUICK)
         (_, (logits, solution)), gradients = compiled(params, x)
         gradients = jax.tree.leaves(gradients)
     assert tuple(logits.shape) == (0, CLASSES)

@@ -24,7 +24,7 @@ from deq_init.torch.jacobian import fixed_point
 Activation = Callable[[Tensor], Tensor]
 
 ACTIVATIONS: dict[str, Activation] = {
-    "linear": lambda h: h,
+    "linear": nn.Identity(),
     "tanh": torch.tanh,
     "relu": torch.relu,
     "hard_tanh": functional.hardtanh,
