@@ -349,6 +349,11 @@ def test_a_bad_sample_has_a_status_and_touches_no_other(framework, method):
         )
         assert all(np.isfinite(np.asarray(g)).all() for g in gradients)
         assert all(abs(np.asarray(g)).max() > 0 for g in gradients)
+        if framework == "torch":
+            names = [name for name, _ in model.named_parameters()]
+            for name, found, without in zip(names, gradients, run(clean[kept])[2], strict=True):
+                if name in "WUc":
+                    torch.testing.assert_close(found, without, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("gradient", ["implicit", "unrolled", "one_step"])
@@ -497,6 +502,15 @@ def test_bad_input():
             lambda z: z, deq_init.torch.fixed_point(lambda z: z / 2, torch.ones(1, 2)),
             gradient="unrolled",
         )  # fmt: skip
+
+
+def test_an_activation_with_parameters_is_trained_with_the_rest():
+    model = in_torch(activation=torch.nn.PReLU(dtype=torch.float64))
+    model(torch.from_numpy(samples()))[0].sum().backward()
+    assert all(abs(p.grad).max() > 0 for p in model.parameters())
+    assert model.from_arrays(model.to_arrays()).to_arrays().keys() == set("WURbc")
+    model.reset_parameters(SEED)
+    assert model.activation.weight.item() == 0.25
 
 
 def test_every_scale_of_w():

@@ -168,7 +168,7 @@ class DEQFCN(nn.Module):
             The parameters are then as they were.
         """
         key = filling.require_key(seed, generator)
-        parameters = dict(self.named_parameters())
+        parameters = self._own()
         # The kernels (in, out), as JAX draws them, so that a seed means one map.
         asked = {
             name: plans.plan(family, self._kernel_shapes[name], "in_out", target, None, None)
@@ -233,10 +233,10 @@ class DEQFCN(nn.Module):
         """Return the parameters as NumPy arrays: a checkpoint that JAX's model reads, too.
 
         They are kernels (in, out), the transposes of this module's weights. bfloat16 comes as
-        float32, which holds it exactly.
+        float32, which holds it exactly. Parameters of an activation are left out.
         """
         arrays = {}
-        for name, parameter in self.named_parameters():
+        for name, parameter in self._own().items():
             value = parameter.detach().cpu()
             value = value.float() if value.dtype == torch.bfloat16 else value
             arrays[name] = value.numpy().T.copy()
@@ -252,11 +252,15 @@ class DEQFCN(nn.Module):
             If it has other names or shapes than this model; nothing is changed then.
         """
         core.require_arrays(arrays, self._kernel_shapes)
-        for name, parameter in self.named_parameters():
+        for name, parameter in self._own().items():
             value = np.array(arrays[name]).T
             value = value if value.dtype == np.float64 else value.astype(np.float32)
             parameter.copy_(torch.from_numpy(value))
         return self
+
+    def _own(self) -> dict[str, nn.Parameter]:
+        """Return the parameters, other than those that an activation may have."""
+        return {name: getattr(self, name) for name in self._kernel_shapes}
 
     def extra_repr(self) -> str:
         """Say what the module is made of."""
