@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from deq_init.jax import initializers
+from deq_init import equilibrium as core
+from deq_init import fixed_point as solver
+from deq_init.equilibrium import Gradient
+from deq_init.fixed_point import Solution
+from deq_init.jacobian import Form
+from deq_init.jax import implicit, initializers
+from deq_init.jax.iteration import xp
+from deq_init.jax.jacobian import fixed_point
 
 Params = dict[str, jax.Array]
+Activation = Callable[[jax.Array], jax.Array]
 
-
-class Solution(NamedTuple):
-    """A fixed point as found.
-
-    Attributes
-    ----------
-    value : Array
-        The last iterate.
-    residual : Array, scalar
-        Its relative change in the last step, |f(z) - z| / |f(z)|.
-    steps : Array, scalar integer
-        Evaluations of f.
-    converged : Array, scalar boolean
-        Whether the residual is at most the tolerance.
-    """
-
-    value: jax.Array
-    residual: jax.Array
-    steps: jax.Array
-    converged: jax.Array
+ACTIVATIONS: dict[str, Activation] = {
+    "linear": lambda h: h,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "hard_tanh": jax.nn.hard_tanh,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
+"""The named activations; ``gelu`` is the exact one, with the error function."""
 
 
 def iterate(
@@ -51,6 +48,11 @@ def iterate(
         Bound on |f(z) - z| / |f(z)|, in the Euclidean norm over all entries.
     max_steps : int
         Most evaluations of f; the last iterate is kept whether or not it converged.
+
+    Returns
+    -------
+    Solution
+        Its residual, steps and converged are scalars, for all entries together.
     """
 
     def proceed(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
@@ -73,21 +75,55 @@ def iterate(
 
 @dataclass(frozen=True)
 class DEQFCN:
-    """The fully-connected DEQ: z* = tanh(z* W) + x U, logits z* R + b.
+    """The fully-connected DEQ: z* = φ(z* W) + x U + c, logits z* R + b.
 
     Parameters
     ----------
     inputs, width, classes : int
         Sizes of x, z and the logits.
     rtol, max_steps : float, int
-        Tolerance and step cap of plain iteration from z = 0, forward and adjoint alike; the last
-        iterate is kept.
+        Tolerance and step cap of the solver from z = 0, forward and adjoint alike; the last iterate
+        is kept.
     input_gain : float
         Entries of U are normal with variance input_gain² / inputs.
+    activation : str or callable
+        φ: "linear", "tanh", "relu", "hard_tanh", "gelu" (with the error function), or any function
+        of arrays, entry by entry.
+    form : {"out", "in"}
+        φ(z W) + x U + c, or φ(z W + x U + c).
+    bias : bool
+        Whether there is a c.
+    method : {"batch", "plain", "anderson"}
+        Plain iteration of the batch as a whole, by :func:`iterate`, as in the published
+        experiments; or of each sample for itself, plain or accelerated, by
+        :func:`deq_init.jax.fixed_point`. With "batch", a sample that is not finite spoils the
+        status of all.
+    gradient : {"implicit", "unrolled", "one_step"}
+        Of the adjoint equation, of the iteration itself (not of "anderson", and memory grows with
+        max_steps), or of one application of f to the fixed point.
+
+    Raises
+    ------
+    ShapeError, ModelError, ActivationError, SolverError
+        For sizes, a form, an activation or options that are not as above.
+
+    See Also
+    --------
+    deq_init.equilibrium : the equations, the parameters and their seeds.
+    deq_init.torch.models.DEQFCN : the same model in PyTorch.
 
     References
     ----------
-    The model of Agarwala & Schoenholz (2022), section 4.
+    The model of Agarwala & Schoenholz (2022), arXiv 2207.09432, section 4; implicit gradients as in
+    Bai, Kolter & Koltun (2019), arXiv 1909.01377, theorem 1.
+
+    Examples
+    --------
+    >>> model = DEQFCN(4, 16, 3, method="anderson", rtol=1e-5, max_steps=100)
+    >>> params = model.init(jax.random.key(0), initializers.orthogonal(0.5))
+    >>> logits, solution = model.apply(params, jnp.ones((2, 4)))
+    >>> logits.shape, bool(solution.converged.all())
+    ((2, 3), True)
     """
 
     inputs: int
@@ -96,38 +132,139 @@ class DEQFCN:
     rtol: float = 1e-3
     max_steps: int = 40
     input_gain: float = 0.3
+    activation: str | Activation = "tanh"
+    form: Form = "out"
+    bias: bool = False
+    method: Literal["batch", "plain", "anderson"] = "batch"
+    gradient: Gradient = "implicit"
 
-    def init(self, key: jax.Array, state_to_state: initializers.Initializer) -> Params:
+    def __post_init__(self) -> None:
+        core.require_model(
+            self.inputs, self.width, self.classes, self.form, self.activation, ACTIVATIONS
+        )
+        core.require_gradient(self.gradient, self.method)
+        method = "plain" if self.method == "batch" else self.method
+        solver.require_options(method, self.rtol, self.max_steps)
+
+    def init(
+        self, key: jax.Array, state_to_state: initializers.Initializer, dtype: Any = None
+    ) -> Params:
         """Return parameters W (width, width), U (inputs, width), R (width, classes), b (classes,).
 
+        With a bias, c (width,), too. The two biases are zeros.
+
         U and R depend on the key and not on the initializer of W, so that models which differ in
-        ``state_to_state`` alone share them.
+        ``state_to_state`` alone share them. ``jax.random.key(seed)`` gives the maps that
+        ``seed`` gives in PyTorch: the parameters there are the transposes of these.
+
+        Parameters
+        ----------
+        key : Array
+            A key.
+        state_to_state : Initializer
+            Of W: a family and a scale, e.g. ``deq_init.jax.goe(0.4)``.
+        dtype : dtype, optional
+            Of all parameters; by default W's initializer's own, and JAX's default for the others.
         """
-        w, u, r = jax.random.split(key, 3)
+        given = () if dtype is None else (dtype,)
+        initialize = {
+            "W": state_to_state,
+            "U": initializers.random(self.input_gain),
+            "R": initializers.random(1.0),
+        }
+        shapes = core.kernel_shapes(self.inputs, self.width, self.classes, self.bias)
         return {
-            "W": state_to_state(w, (self.width, self.width)),
-            "U": initializers.random(self.input_gain)(u, (self.inputs, self.width)),
-            "R": initializers.random(1.0)(r, (self.width, self.classes)),
-            "b": jnp.zeros(self.classes),
+            name: initialize[name](jax.random.fold_in(key, core.STREAMS[name]), shape, *given)
+            if name in initialize
+            else jnp.zeros(shape, *given)
+            for name, shape in shapes.items()
         }
 
     def apply(self, params: Params, x: jax.Array) -> tuple[jax.Array, Solution]:
         """Return logits (batch, classes) and fixed point (batch, width) of x (batch, inputs).
 
-        Gradients are those of implicit differentiation: the adjoint fixed point is iterated with
-        the same tolerance and step cap.
+        Gradients are those that ``gradient`` names; with implicit ones, the adjoint equation is
+        solved by the same method, with the same tolerance and step cap. Memory then does not
+        grow with the steps. A solve that does not converge says so in the solution and raises
+        nothing. A sample that is lost (residual inf) keeps the last finite state, and has no part
+        in the gradients of W, U and c.
+
+        Raises
+        ------
+        ShapeError
+            If x has another shape.
+        ModelError
+            If the parameters have other names or shapes.
         """
-        solution = _equilibrium(self, params["W"], x @ params["U"])
+        core.require_samples(jnp.shape(x), self.inputs)
+        core.require_arrays(
+            params,
+            core.kernel_shapes(self.inputs, self.width, self.classes, self.bias),
+        )
+        solution = self._solve(params, jnp.asarray(x))
         return solution.value @ params["R"] + params["b"], solution
 
+    def to_arrays(self, params: Params) -> dict[str, np.ndarray]:
+        """Return the parameters as NumPy arrays: a checkpoint that PyTorch's model reads, too."""
+        return {name: np.asarray(value) for name, value in params.items()}
 
-def _cell(w: jax.Array, injected: jax.Array, z: jax.Array) -> jax.Array:
-    return jnp.tanh(z @ w) + injected
+    def from_arrays(self, arrays: Mapping[str, Any]) -> Params:
+        """Return the parameters of a checkpoint, PyTorch's ``to_arrays`` or this one's.
+
+        Raises
+        ------
+        ModelError
+            If it has other names or shapes than this model's parameters.
+        """
+        shapes = core.kernel_shapes(self.inputs, self.width, self.classes, self.bias)
+        core.require_arrays(arrays, shapes)
+        return {name: jnp.asarray(arrays[name]) for name in shapes}
+
+    def _solve(self, params: Params, x: jax.Array) -> Solution:
+        injected = self._injected(params, x)
+        if self.method == "batch" and self.gradient != "unrolled":
+            return _equilibrium(self, params["W"], injected)
+        z0 = jnp.zeros_like(injected)
+        options: Any = {"rtol": self.rtol, "max_steps": self.max_steps}
+        fixed = jax.lax.stop_gradient((params["W"], injected))
+        if self.method == "batch":
+            found = iterate(partial(_cell, self, fixed), z0, **options)
+            weights = (params["W"], injected)
+            # Here the value is f of the last state, not that state itself.
+            value = core.replay(
+                xp, partial(_cell, self, weights), z0, found.steps[None], self.max_steps
+            )
+            return Solution(value, found.residual, found.steps, found.converged)
+        options["method"] = self.method
+        found = fixed_point(partial(_cell, self, fixed), z0, **options)
+        # 0 times NaN is NaN: the input of a lost sample has to be left out of the gradients.
+        lost = core.lost_samples(xp, found)[:, None]
+        weights = (params["W"], self._injected(params, jnp.where(lost, 0, x)))
+        if self.gradient == "unrolled":
+            return implicit.unrolled(
+                partial(_cell, self), weights, z0, found, max_steps=self.max_steps
+            )
+        return implicit.with_gradient(
+            partial(_cell, self), weights, found, gradient=self.gradient, **options
+        )
+
+    def _injected(self, params: Params, x: jax.Array) -> jax.Array:
+        injected = x @ params["U"]
+        return injected + params["c"] if self.bias else injected
+
+
+def _cell(model: DEQFCN, weights: tuple[jax.Array, jax.Array], z: jax.Array) -> jax.Array:
+    w, injected = weights
+    named = model.activation
+    activation = ACTIVATIONS[named] if isinstance(named, str) else named
+    if model.form == "out":
+        return activation(z @ w) + injected
+    return activation(z @ w + injected)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _equilibrium(model: DEQFCN, w: jax.Array, injected: jax.Array) -> Solution:
-    step = partial(_cell, w, injected)
+    step = partial(_cell, model, (w, injected))
     return iterate(step, jnp.zeros_like(injected), rtol=model.rtol, max_steps=model.max_steps)
 
 
@@ -138,15 +275,19 @@ def _forward(model: DEQFCN, w: jax.Array, injected: jax.Array) -> tuple[Solution
 
 def _backward(model: DEQFCN, residuals: Any, cotangent: Solution) -> tuple[jax.Array, jax.Array]:
     w, injected, z = residuals
-    _, state_vjp = jax.vjp(partial(_cell, w, injected), z)
-    _, parameter_vjp = jax.vjp(lambda w, injected: _cell(w, injected, z), w, injected)
-    adjoint = iterate(
-        lambda u: state_vjp(u)[0] + cotangent.value,
-        jnp.zeros_like(z),
-        rtol=model.rtol,
-        max_steps=model.max_steps,
-    )
-    gradients: tuple[jax.Array, jax.Array] = parameter_vjp(adjoint.value)
+    _, state_vjp = jax.vjp(partial(_cell, model, (w, injected)), z)
+    _, parameter_vjp = jax.vjp(lambda w, injected: _cell(model, (w, injected), z), w, injected)
+    g = cotangent.value
+    if model.gradient == "one_step":
+        u = g
+    else:
+        u = iterate(
+            lambda u: state_vjp(u)[0] + g,
+            jnp.zeros_like(z),
+            rtol=model.rtol,
+            max_steps=model.max_steps,
+        ).value
+    gradients: tuple[jax.Array, jax.Array] = parameter_vjp(u)
     return gradients
 
 

@@ -1,0 +1,149 @@
+"""Gradients of a fixed point, in JAX's idiom: a function of parameters and state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deq_init import equilibrium as core
+from deq_init import fixed_point as solver
+from deq_init.equilibrium import Gradient
+from deq_init.fixed_point import Method, Solution
+from deq_init.jax.iteration import xp
+from deq_init.jax.jacobian import Flat
+
+Function = Callable[[Any, Any], Any]
+"""f(params, z), which returns a state like z."""
+
+
+class _Options(NamedTuple):
+    gradient: Gradient
+    method: Method
+    rtol: float
+    max_steps: int
+
+
+def with_gradient(
+    f: Function,
+    params: Any,
+    solution: Solution,
+    *,
+    gradient: Gradient = "implicit",
+    method: Method = "anderson",
+    rtol: float = 1e-5,
+    max_steps: int = 200,
+) -> Solution:
+    """Return the solution with the gradient that a fixed point of f has in the parameters.
+
+    Parameters
+    ----------
+    f : callable
+        Maps parameters and a state to a state like it, each sample for itself. It closes over
+        nothing that is differentiated: all of that is in ``params``.
+    params : pytree of Array
+        What the fixed point depends on: weights, input.
+    solution : Solution
+        A fixed point of z -> f(params, z), by :func:`deq_init.jax.fixed_point` or any other solver.
+    gradient : {"implicit", "one_step"}
+        Solve the adjoint equation u = Jᵀu + g, or take u = g, which costs one product with the
+        transposed Jacobian and is exact for J = 0.
+    method, rtol, max_steps
+        For the adjoint equation, as for :func:`deq_init.jax.fixed_point`. The last iterate is
+        taken, whether or not it converged.
+
+    Returns
+    -------
+    Solution
+        Of the same numbers. The gradient goes from ``value`` to ``params``. Lost samples (residual
+        inf) have none, as long as f's derivatives are finite there.
+
+    Raises
+    ------
+    SolverError
+        For options out of their ranges.
+
+    Notes
+    -----
+    A ``custom_vjp``: reverse mode alone, once. Memory is that of one evaluation of f, whatever
+    the solvers' steps.
+
+    See Also
+    --------
+    deq_init.equilibrium : the equations, and their sources.
+
+    Examples
+    --------
+    >>> from deq_init.jax import fixed_point
+    >>> def length(a):  # z = a z + 1
+    ...     f = lambda a, z: a * z + 1.0
+    ...     solution = fixed_point(lambda z: f(jax.lax.stop_gradient(a), z), jnp.zeros((1, 1)))
+    ...     return with_gradient(f, a, solution).value.sum()
+    >>> round(float(jax.grad(length)(0.5)), 3)  # 1 / (1 - a)²
+    4.0
+    """
+    core.require_attachable(gradient)
+    solver.require_options(method, rtol, max_steps)
+    lost = core.lost_samples(xp, solution)
+    options = _Options(gradient, method, rtol, max_steps)
+    value = _attached(f, options, params, jax.lax.stop_gradient(solution.value), lost)
+    return Solution(value, solution.residual, solution.steps, solution.converged)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attached(f: Function, options: _Options, params: Any, z: Any, lost: jax.Array) -> Any:
+    return z
+
+
+def _forward(
+    f: Function, options: _Options, params: Any, z: Any, lost: jax.Array
+) -> tuple[Any, Any]:
+    return z, (params, z, lost)
+
+
+def _backward(
+    f: Function, options: _Options, residuals: Any, cotangent: Any
+) -> tuple[Any, Any, None]:
+    params, z, lost = residuals
+    flat = Flat(z)
+    x = flat.flatten(z)
+    _, state_vjp = jax.vjp(flat.map(partial(f, params)), x)
+    u = core.adjoint(
+        xp, lambda u: state_vjp(u)[0], flat.flatten(cotangent), lost, **options._asdict()
+    )
+    _, parameter_vjp = jax.vjp(lambda params: flat.map(partial(f, params))(x), params)
+    return parameter_vjp(u)[0], jax.tree.map(jnp.zeros_like, z), None
+
+
+_attached.defvjp(_forward, _backward)
+
+
+def unrolled(f: Function, params: Any, z0: Any, solution: Solution, *, max_steps: int) -> Solution:
+    """Return the solution with the gradient of the plain iteration from z0 that led to it.
+
+    Parameters
+    ----------
+    f, params : callable, pytree of Array
+        As for :func:`with_gradient`.
+    z0 : pytree of Array
+        Where the iteration started.
+    solution : Solution
+        What plain iteration with ``damping=1`` found.
+    max_steps : int
+        The cap of that iteration: so many evaluations of f are done again, and kept in memory.
+
+    Returns
+    -------
+    Solution
+        With a value that depends on ``params``, and on z0.
+    """
+    flat = Flat(z0)
+    lost = core.lost_samples(xp, solution)
+    counts = jnp.where(lost, 0, solution.steps - 1)
+    x = core.replay(xp, flat.map(partial(f, params)), flat.flatten(z0), counts, max_steps - 1)
+    found = jax.lax.stop_gradient(flat.flatten(solution.value))
+    value = flat.unflatten(jnp.where(lost[:, None], found, x))
+    return Solution(value, solution.residual, solution.steps, solution.converged)

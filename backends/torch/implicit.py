@@ -1,0 +1,156 @@
+"""Gradients of a fixed point, in PyTorch's idiom: whatever f closes over gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deq_init import equilibrium as core
+from deq_init import fixed_point as solver
+from deq_init.equilibrium import Gradient
+from deq_init.fixed_point import Method, Solution
+from deq_init.torch.iteration import xp
+from deq_init.torch.jacobian import Function
+from deq_init.torch.states import Flat, State
+
+_Called = TypeVar("_Called", bound=Callable[..., Any])
+
+
+def eager(function: _Called) -> _Called:
+    """Return a function that torch.compile leaves alone, with a break of the graph."""
+    return cast(_Called, cast(Any, torch.compiler).disable(function))
+
+
+@eager
+def with_gradient(
+    f: Function,
+    solution: Solution,
+    *,
+    gradient: Gradient = "implicit",
+    method: Method = "anderson",
+    rtol: float = 1e-5,
+    max_steps: int = 200,
+) -> Solution:
+    """Return the solution with the gradient that a fixed point of f has in what f depends on.
+
+    Parameters
+    ----------
+    f : callable
+        Maps a state to one like it, each sample for itself. It is called once. Parameters of
+        modules, the input and whatever else it uses that requires a gradient get theirs.
+    solution : Solution
+        A fixed point of f, by :func:`deq_init.torch.fixed_point` or any other solver.
+    gradient : {"implicit", "one_step"}
+        Solve the adjoint equation u = Jᵀu + g, or take u = g, which costs one product with the
+        transposed Jacobian and is exact for J = 0.
+    method, rtol, max_steps
+        For the adjoint equation, as for :func:`deq_init.torch.fixed_point`. The last iterate is
+        taken, whether or not it converged.
+
+    Returns
+    -------
+    Solution
+        Of the same numbers; ``value`` has the gradient. Lost samples (residual inf) have none, as
+        long as f's derivatives are finite there.
+
+    Raises
+    ------
+    SolverError, ShapeError, DTypeError, FunctionError
+        For options, a state or an f that are not as above.
+
+    Notes
+    -----
+    Reverse mode alone, once: a second derivative is PyTorch's error. Memory is that of one
+    evaluation of f, whatever the solvers' steps. ``torch.compile`` leaves this function, and
+    the solvers, to eager PyTorch: what is around them is compiled, and ``fullgraph=True`` is its
+    error. Nor does ``torch.func`` trace it.
+
+    See Also
+    --------
+    deq_init.equilibrium : the equations, and their sources.
+
+    Examples
+    --------
+    >>> from deq_init.torch import fixed_point
+    >>> a = torch.tensor(0.5, requires_grad=True)
+    >>> f = lambda z: a * z + 1
+    >>> solution = with_gradient(f, fixed_point(f, torch.zeros(1, 1)))
+    >>> solution.value.sum().backward()
+    >>> round(a.grad.item(), 3)  # 1 / (1 - a)²
+    4.0
+    """
+    core.require_attachable(gradient)
+    solver.require_options(method, rtol, max_steps)
+    if not torch.is_grad_enabled():
+        return solution
+    flat = Flat(solution.value)
+    z = flat.flatten(solution.value).detach().requires_grad_()
+    y = flat.map(f)(z)
+
+    def adjoint(g: Tensor) -> Tensor:
+        def vjp(u: Tensor) -> Tensor:
+            (product,) = torch.autograd.grad(y, z, u, retain_graph=True, allow_unused=True)
+            return torch.zeros_like(u) if product is None else product
+
+        return core.adjoint(
+            xp,
+            vjp,
+            g,
+            core.lost_samples(xp, solution),
+            gradient=gradient,
+            method=method,
+            rtol=rtol,
+            max_steps=max_steps,
+        )
+
+    value = cast(Any, _Attached).apply(y, z.detach(), adjoint)
+    return Solution(flat.unflatten(value), solution.residual, solution.steps, solution.converged)
+
+
+class _Attached(torch.autograd.Function):
+    """The value z, whose gradient g goes on to y = f(z) as the adjoint of g."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, z: Tensor, adjoint: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.adjoint = adjoint
+        return z.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.adjoint(g), None, None
+
+
+@eager
+def unrolled(f: Function, z0: State, solution: Solution) -> Solution:
+    """Return the solution with the gradient of the plain iteration from z0 that led to it.
+
+    Parameters
+    ----------
+    f : callable
+        As for :func:`with_gradient`.
+    z0 : Tensor of shape (batch, ...), or tuple, list or dict of such
+        Where the iteration started.
+    solution : Solution
+        What plain iteration with ``damping=1`` found: as many evaluations of f are done again, and
+        kept in memory.
+
+    Returns
+    -------
+    Solution
+        With a value that depends on what f does, and on z0.
+    """
+    if not torch.is_grad_enabled():
+        return solution
+    flat = Flat(z0)
+    lost = core.lost_samples(xp, solution)
+    counts = torch.where(lost, 0, solution.steps - 1)
+    # One at least, so that all parameters have a gradient.
+    most = max(1, int(counts.max())) if counts.numel() else 1
+    x = core.replay(xp, flat.map(f), flat.flatten(z0), counts, most)
+    value = flat.unflatten(torch.where(lost[:, None], flat.flatten(solution.value), x))
+    return Solution(value, solution.residual, solution.steps, solution.converged)
