@@ -59,7 +59,7 @@ class FunctionError(DeqInitError, ValueError):
 
 
 class ModelError(DeqInitError, ValueError):
-    """A model named on the command line that cannot be built or checked."""
+    """A model that cannot be built as asked, or checked, or set to a checkpoint."""
 
 
 class DataError(DeqInitError, RuntimeError):

@@ -400,3 +400,19 @@ def test_an_empty_batch():
     z = ops.zeros((0, 4))
     assert tuple(deq_init.keras.fixed_point(f, z).value.shape) == (0, 4)
     assert tuple(deq_init.keras.jacobian_norm(f, z).value.shape) == (0,)
+
+
+def test_rescaling_starts_from_the_mean_field_where_the_law_is_known():
+    f, layer, _, x = problem("goe", "tanh", gain=1.0)
+    result = deq_init.keras.rescale_jacobian(
+        layer.kernel,
+        f,
+        np.zeros_like(x),
+        jacobian_norm=0.6,
+        family="goe",
+        activation="tanh",
+    )
+    assert result.reached
+    assert result.solves <= 3
+    with pytest.raises(ScaleError, match="family and activation together"):
+        deq_init.keras.rescale_jacobian(layer.kernel, f, x, jacobian_norm=0.6, family="goe")
