@@ -102,7 +102,8 @@ def check(
         new_params = jax.tree_util.tree_unflatten(structure, new)
         return flat.map(lambda z: f(new_params, z))(z)
 
-    compiled, start = Compiled(function), np.asarray(flat.flatten(z0))
+    compiled, start = Compiled(function), flat.flatten(z0)
+    began, vectors = np.asarray(start), np.asarray(normals(start))
     rtol = core.settling_rtol(flat.layout)
 
     # What overflows is an answer here.
@@ -111,8 +112,8 @@ def check(
         measured = core.look(
             xp,
             lambda z: compiled(weights, z),
-            start,
-            np.asarray(normals(flat.flatten(z0))),
+            began,
+            vectors,
             lambda z: compiled.products(weights, z),
             rtol,
         )

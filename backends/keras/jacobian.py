@@ -11,18 +11,16 @@ PyTorch             :mod:`deq_init.torch`'s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 
 from deq_init import jacobian
-from deq_init.errors import DTypeError, SelectionError
 from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Rescaling
 from deq_init.keras.states import Flat, Function, State, Vectors
-from deq_init.plan import compute_dtype
+from deq_init.keras.variables import variables_of
 from deq_init.spectra import Estimate
 
 
@@ -264,37 +262,6 @@ def rescale_jacobian(
         form=form,
         input_variance=input_variance,
     )
-
-
-def variables_of(weights: Any) -> list[keras.Variable]:
-    """Return the variables to scale, each once."""
-    listed = [weights] if isinstance(weights, keras.Variable) else weights
-    if not isinstance(listed, Iterable) or keras.ops.is_tensor(listed):
-        listed = [listed]
-    listed = list(listed)
-    for variable in listed:
-        if not isinstance(variable, keras.Variable):
-            raise DTypeError(
-                f"expected a keras.Variable, received {type(variable).__name__}. Pass the variable "
-                "itself, e.g. layer.kernel; a tensor computed from variables cannot be written to."
-            )
-        compute_dtype(variable.dtype)
-    if not listed:
-        raise SelectionError(
-            "expected at least one variable to scale, received none. Pass e.g. layer.kernel."
-        )
-    return list({id(variable): variable for variable in listed}.values())
-
-
-@contextmanager
-def restored(variables: Sequence[keras.Variable]) -> Iterator[None]:
-    """Put the variables back at the end, whatever happens."""
-    originals = [keras.ops.copy(variable.value) for variable in variables]
-    try:
-        yield
-    finally:
-        for variable, original in zip(variables, originals, strict=True):
-            variable.assign(original)
 
 
 if keras.backend.backend() == "torch":

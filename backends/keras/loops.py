@@ -22,6 +22,7 @@ from deq_init.errors import DTypeError, FunctionError
 from deq_init.fixed_point import Solution
 from deq_init.jacobian import Measurement, Rescaling
 from deq_init.keras.states import Vectors
+from deq_init.keras.variables import frobenius
 from deq_init.numpy.iteration import xp
 from deq_init.plan import compute_dtype
 from deq_init.spectra import Estimate
@@ -62,7 +63,7 @@ def rescale_jacobian(
 ) -> Rescaling:
     """Scale variables, in place; see :func:`deq_init.keras.rescale_jacobian`."""
     wanted = jacobian.target(jacobian_norm, spectral_radius, rtol)
-    sizes = [(tuple(v.shape), _frobenius(v)) for v in variables if law["family"] is not None]
+    sizes = [(tuple(v.shape), frobenius(v)) for v in variables if law["family"] is not None]
     start = jacobian.mean_field_factor(wanted, sizes, **law)
     function, z = Map(f, variables), _array(z0)
     probe = jacobian.Probe(
@@ -133,11 +134,6 @@ def _measure(kind: jacobian.Kind, f: Map, z: Any, rtol: float, steps: int) -> Es
 def _normals(z: Any) -> Any:
     """Return the vectors that measurements start from: normals, the same each time."""
     return np.random.default_rng(0).standard_normal(z.shape, z.dtype)
-
-
-def _frobenius(variable: keras.Variable) -> float:
-    wide = ops.cast(variable.value, compute_dtype(variable.dtype))
-    return float(np.linalg.norm(ops.convert_to_numpy(wide)))
 
 
 def _array(z: Any) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from deq_init import check as core
@@ -15,8 +14,9 @@ from deq_init import selection
 from deq_init.check import Look, Report
 from deq_init.jacobian import Rescaling
 from deq_init.keras import sampling
-from deq_init.keras.jacobian import rescale_jacobian, restored, variables_of
+from deq_init.keras.jacobian import rescale_jacobian
 from deq_init.keras.states import Flat, Function, State, Vectors
+from deq_init.keras.variables import frobenius, restored, variables_of
 
 
 def check(
@@ -78,7 +78,7 @@ def check(
     rtol = core.settling_rtol(flat.layout)
     known = core.Weights(
         [tuple(v.shape) for v in variables],
-        [float(np.square(_numbers(v)).sum()) for v in variables],
+        [frobenius(v) ** 2 for v in variables],
         "in_out",
         family,
     )
@@ -102,10 +102,6 @@ def check(
 
 
 _SUGGESTION = "deq_init.keras.rescale_jacobian(weights, f, z0, jacobian_norm={norm})"
-
-
-def _numbers(variable: keras.Variable) -> Any:
-    return ops.convert_to_numpy(ops.cast(variable.value, "float32")).astype(np.float64)
 
 
 if keras.backend.backend() == "torch":
