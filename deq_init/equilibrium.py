@@ -33,6 +33,7 @@ arXiv 2305.13768.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -146,16 +147,39 @@ def require_model(
     ActivationError
         For an activation that is neither named nor callable.
     """
-    for name, size in (("inputs", inputs), ("width", width), ("classes", classes)):
-        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-            raise ShapeError(
-                f"expected {name} as a positive integer, received {size!r}. Pass e.g. {name}=64."
-            )
+    require_sizes(inputs=inputs, width=width, classes=classes)
     if form not in _FORMS:
         raise ModelError(
             f"expected form 'out', φ(W z) + U x, or 'in', φ(W z + U x), received {form!r}. "
             "Pass form='out'."
         )
+    return require_activation(activation, named)
+
+
+def require_sizes(**sizes: Any) -> None:
+    """Raise ShapeError for a size, by its name, that is no positive integer."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+            raise ShapeError(
+                f"expected {name} as a positive integer, received {size!r}. Pass e.g. {name}=64."
+            )
+
+
+def require_number(name: str, value: Any) -> float:
+    """Return the argument of this name as a float, or raise ModelError if it is not finite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, (bool, str)) or not math.isfinite(number):
+        raise ModelError(
+            f"expected {name} as a finite number, received {value!r}. Pass e.g. {name}=1.0."
+        )
+    return number
+
+
+def require_activation(activation: Any, named: Mapping[str, Any]) -> Any:
+    """Return the activation of this name, or the function itself; else raise ActivationError."""
     if callable(activation):
         return activation
     if isinstance(activation, str) and activation in named:
@@ -183,6 +207,15 @@ def require_samples(shape: tuple[int, ...], inputs: int) -> None:
         raise ShapeError(
             f"expected samples of shape (batch, {inputs}), received shape {tuple(shape)}. "
             "Add a batch axis of length 1 to a single sample."
+        )
+
+
+def require_start_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise ShapeError if the state that a solver is to start from has another shape."""
+    if tuple(shape) != tuple(expected):
+        raise ShapeError(
+            f"expected a start z0 of shape {tuple(expected)}, received {tuple(shape)}. Pass a "
+            "state for each sample, or leave z0 out for zeros."
         )
 
 

@@ -14,6 +14,7 @@ from deq_init.jax.jacobian import (  # noqa: E402
     jacobian_spectral_radius,
     rescale_jacobian,
 )
+from deq_init.jax.looped import initial_state  # noqa: E402
 from deq_init.jax.selection import initialize  # noqa: E402
 from deq_init.jax.verdict import check  # noqa: E402
 
@@ -22,6 +23,7 @@ __all__ = [
     "check",
     "fixed_point",
     "goe",
+    "initial_state",
     "initialize",
     "jacobian_norm",
     "jacobian_spectral_radius",

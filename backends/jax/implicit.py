@@ -14,7 +14,7 @@ from deq_init import fixed_point as solver
 from deq_init.equilibrium import Gradient
 from deq_init.fixed_point import Method, Solution
 from deq_init.jax.iteration import xp
-from deq_init.jax.jacobian import Flat
+from deq_init.jax.jacobian import Flat, fixed_point
 
 Function = Callable[[Any, Any], Any]
 """f(params, z), which returns a state like z."""
@@ -119,6 +119,40 @@ def _backward(
 
 
 _attached.defvjp(_forward, _backward)
+
+
+def solve(
+    f: Function,
+    weights: Callable[[jax.Array | None], Any],
+    z0: jax.Array,
+    *,
+    gradient: Gradient,
+    method: Method,
+    rtol: float,
+    max_steps: int,
+) -> Solution:
+    """Find a fixed point of f(weights, z) from z0, with its gradient in the weights.
+
+    Parameters
+    ----------
+    f : callable
+        As for :func:`with_gradient`.
+    weights : callable
+        ``weights(None)`` returns what f depends on; ``weights(lost)``, with an array of shape
+        (batch,), the same without the input of samples that are lost.
+    z0 : Array, shape (batch, ...)
+        Where to start.
+    gradient : {"implicit", "unrolled", "one_step"}
+        Of :func:`with_gradient`, or of :func:`unrolled`.
+    method, rtol, max_steps
+        As for :func:`deq_init.jax.fixed_point`, forward and adjoint alike.
+    """
+    options: Any = {"method": method, "rtol": rtol, "max_steps": max_steps}
+    found = fixed_point(partial(f, jax.lax.stop_gradient(weights(None))), z0, **options)
+    known = weights(core.lost_samples(xp, found))
+    if gradient == "unrolled":
+        return unrolled(f, known, z0, found, max_steps=max_steps)
+    return with_gradient(f, known, found, gradient=gradient, **options)
 
 
 def unrolled(f: Function, params: Any, z0: Any, solution: Solution, *, max_steps: int) -> Solution:

@@ -75,7 +75,7 @@ def random(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _initializer("random", target, blocks, None, dtype)
+    return initializer("random", target, blocks, None, dtype)
 
 
 def orthogonal(
@@ -103,7 +103,7 @@ def orthogonal(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _initializer("orthogonal", target, blocks, determinant, dtype)
+    return initializer("orthogonal", target, blocks, determinant, dtype)
 
 
 def goe(
@@ -126,7 +126,7 @@ def goe(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _initializer("goe", target, blocks, None, dtype)
+    return initializer("goe", target, blocks, None, dtype)
 
 
 def antisymmetric(
@@ -149,7 +149,7 @@ def antisymmetric(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _initializer("antisymmetric", target, blocks, None, dtype)
+    return initializer("antisymmetric", target, blocks, None, dtype)
 
 
 def rescale(
@@ -194,13 +194,15 @@ def rescale(
     return (matrix * factor).reshape(w.shape).astype(w.dtype)
 
 
-def _initializer(
+def initializer(
     family: str,
     target: scale.Scale,
     blocks: int | tuple[int, int] | None,
-    determinant: int | None,
-    default_dtype: Any,
+    determinant: int | None = None,
+    default_dtype: Any = None,
 ) -> Initializer:
+    """Return the initializer of a family at a scale: what the factories above return."""
+
     def init(
         key: jax.Array,
         shape: Sequence[int],

@@ -17,20 +17,11 @@ from deq_init.equilibrium import Gradient
 from deq_init.fixed_point import Solution
 from deq_init.jacobian import Form
 from deq_init.jax import implicit, initializers
+from deq_init.jax.activations import ACTIVATIONS, Activation, Params
 from deq_init.jax.iteration import xp
-from deq_init.jax.jacobian import fixed_point
+from deq_init.jax.transformer import DEQTransformer
 
-Params = dict[str, jax.Array]
-Activation = Callable[[jax.Array], jax.Array]
-
-ACTIVATIONS: dict[str, Activation] = {
-    "linear": lambda h: h,
-    "tanh": jnp.tanh,
-    "relu": jax.nn.relu,
-    "hard_tanh": jax.nn.hard_tanh,
-    "gelu": partial(jax.nn.gelu, approximate=False),
-}
-"""The named activations; ``gelu`` is the exact one, with the error function."""
+__all__ = ["ACTIVATIONS", "DEQFCN", "Activation", "DEQTransformer", "Params", "iterate"]
 
 
 def iterate(
@@ -82,7 +73,7 @@ class DEQFCN:
     inputs, width, classes : int
         Sizes of x, z and the logits.
     rtol, max_steps : float, int
-        Tolerance and step cap of the solver from z = 0, forward and adjoint alike; the last iterate
+        Tolerance and step cap of the solver, forward and adjoint alike; the last iterate
         is kept.
     input_gain : float
         Entries of U are normal with variance input_gain² / inputs.
@@ -180,8 +171,13 @@ class DEQFCN:
             for name, shape in shapes.items()
         }
 
-    def apply(self, params: Params, x: jax.Array) -> tuple[jax.Array, Solution]:
+    def apply(
+        self, params: Params, x: jax.Array, z0: jax.Array | None = None
+    ) -> tuple[jax.Array, Solution]:
         """Return logits (batch, classes) and fixed point (batch, width) of x (batch, inputs).
+
+        The solver starts from z0 (batch, width), see :func:`deq_init.jax.initial_state`, and by
+        default from zeros.
 
         Gradients are those that ``gradient`` names; with implicit ones, the adjoint equation is
         solved by the same method, with the same tolerance and step cap. Memory then does not
@@ -192,7 +188,7 @@ class DEQFCN:
         Raises
         ------
         ShapeError
-            If x has another shape.
+            If x or z0 has another shape.
         ModelError
             If the parameters have other names or shapes.
         """
@@ -201,7 +197,7 @@ class DEQFCN:
             params,
             core.kernel_shapes(self.inputs, self.width, self.classes, self.bias),
         )
-        solution = self._solve(params, jnp.asarray(x))
+        solution = self._solve(params, jnp.asarray(x), z0)
         return solution.value @ params["R"] + params["b"], solution
 
     def to_arrays(self, params: Params) -> dict[str, np.ndarray]:
@@ -220,14 +216,15 @@ class DEQFCN:
         core.require_arrays(arrays, shapes)
         return {name: jnp.asarray(arrays[name]) for name in shapes}
 
-    def _solve(self, params: Params, x: jax.Array) -> Solution:
+    def _solve(self, params: Params, x: jax.Array, z0: jax.Array | None) -> Solution:
         injected = self._injected(params, x)
+        z0 = jnp.zeros_like(injected) if z0 is None else jnp.asarray(z0, injected.dtype)
+        core.require_start_shape(z0.shape, injected.shape)
         if self.method == "batch" and self.gradient != "unrolled":
-            return _equilibrium(self, params["W"], injected)
-        z0 = jnp.zeros_like(injected)
+            return _equilibrium(self, params["W"], injected, z0)
         options: Any = {"rtol": self.rtol, "max_steps": self.max_steps}
-        fixed = jax.lax.stop_gradient((params["W"], injected))
         if self.method == "batch":
+            fixed = jax.lax.stop_gradient((params["W"], injected))
             found = iterate(partial(_cell, self, fixed), z0, **options)
             weights = (params["W"], injected)
             # Here the value is f of the last state, not that state itself.
@@ -235,17 +232,19 @@ class DEQFCN:
                 xp, partial(_cell, self, weights), z0, found.steps[None], self.max_steps
             )
             return Solution(value, found.residual, found.steps, found.converged)
-        options["method"] = self.method
-        found = fixed_point(partial(_cell, self, fixed), z0, **options)
-        # 0 times NaN is NaN: the input of a lost sample has to be left out of the gradients.
-        lost = core.lost_samples(xp, found)[:, None]
-        weights = (params["W"], self._injected(params, jnp.where(lost, 0, x)))
-        if self.gradient == "unrolled":
-            return implicit.unrolled(
-                partial(_cell, self), weights, z0, found, max_steps=self.max_steps
-            )
-        return implicit.with_gradient(
-            partial(_cell, self), weights, found, gradient=self.gradient, **options
+
+        def weights_without(lost: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+            # 0 times NaN is NaN: the input of a lost sample has to be left out of the gradients.
+            kept = x if lost is None else jnp.where(lost[:, None], 0, x)
+            return params["W"], self._injected(params, kept)
+
+        return implicit.solve(
+            partial(_cell, self),
+            weights_without,
+            z0,
+            gradient=self.gradient,
+            method=self.method,
+            **options,
         )
 
     def _injected(self, params: Params, x: jax.Array) -> jax.Array:
@@ -263,17 +262,19 @@ def _cell(model: DEQFCN, weights: tuple[jax.Array, jax.Array], z: jax.Array) -> 
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _equilibrium(model: DEQFCN, w: jax.Array, injected: jax.Array) -> Solution:
+def _equilibrium(model: DEQFCN, w: jax.Array, injected: jax.Array, z0: jax.Array) -> Solution:
     step = partial(_cell, model, (w, injected))
-    return iterate(step, jnp.zeros_like(injected), rtol=model.rtol, max_steps=model.max_steps)
+    return iterate(step, z0, rtol=model.rtol, max_steps=model.max_steps)
 
 
-def _forward(model: DEQFCN, w: jax.Array, injected: jax.Array) -> tuple[Solution, Any]:
-    solution = _equilibrium(model, w, injected)
+def _forward(
+    model: DEQFCN, w: jax.Array, injected: jax.Array, z0: jax.Array
+) -> tuple[Solution, Any]:
+    solution = _equilibrium(model, w, injected, z0)
     return solution, (w, injected, solution.value)
 
 
-def _backward(model: DEQFCN, residuals: Any, cotangent: Solution) -> tuple[jax.Array, jax.Array]:
+def _backward(model: DEQFCN, residuals: Any, cotangent: Solution) -> tuple[jax.Array, ...]:
     w, injected, z = residuals
     _, state_vjp = jax.vjp(partial(_cell, model, (w, injected)), z)
     _, parameter_vjp = jax.vjp(lambda w, injected: _cell(model, (w, injected), z), w, injected)
@@ -287,8 +288,7 @@ def _backward(model: DEQFCN, residuals: Any, cotangent: Solution) -> tuple[jax.A
             rtol=model.rtol,
             max_steps=model.max_steps,
         ).value
-    gradients: tuple[jax.Array, jax.Array] = parameter_vjp(u)
-    return gradients
+    return *parameter_vjp(u), jnp.zeros_like(z)
 
 
 _equilibrium.defvjp(_forward, _backward)
