@@ -47,7 +47,7 @@ References
 ----------
 Bai, Kolter & Koltun, "Deep equilibrium models" (2019), arXiv 1909.01377, section 4.
 Agarwala & Schoenholz, "Deep equilibrium networks are sensitive to initialization statistics"
-(2022), arXiv 2207.09432, section 5.
+(2022), arXiv 2207.09432.
 Vaswani et al., "Attention is all you need" (2017), arXiv 1706.03762: positions, √d, tied readout.
 """
 
