@@ -1,4 +1,4 @@
-"""The activations that models name, in JAX."""
+"""What the models share in JAX: the activations that they name, and checkpoints of parameters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params = dict[str, jax.Array]
 Activation = Callable[[jax.Array], jax.Array]
@@ -19,3 +20,12 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
 }
 """The named activations; ``gelu`` is the exact one, with the error function."""
+
+
+def arrays_of(params: Params) -> dict[str, np.ndarray]:
+    """Return the parameters as NumPy arrays; bfloat16 as float32, which holds it exactly."""
+    wide = {
+        name: value.astype(jnp.float32) if value.dtype == jnp.bfloat16 else value
+        for name, value in params.items()
+    }
+    return {name: np.asarray(value) for name, value in wide.items()}

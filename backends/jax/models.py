@@ -17,7 +17,7 @@ from deq_init.equilibrium import Gradient
 from deq_init.fixed_point import Solution
 from deq_init.jacobian import Form
 from deq_init.jax import implicit, initializers
-from deq_init.jax.activations import ACTIVATIONS, Activation, Params
+from deq_init.jax.activations import ACTIVATIONS, Activation, Params, arrays_of
 from deq_init.jax.iteration import xp
 from deq_init.jax.transformer import DEQTransformer
 
@@ -202,7 +202,7 @@ class DEQFCN:
 
     def to_arrays(self, params: Params) -> dict[str, np.ndarray]:
         """Return the parameters as NumPy arrays: a checkpoint that PyTorch's model reads, too."""
-        return {name: np.asarray(value) for name, value in params.items()}
+        return arrays_of(params)
 
     def from_arrays(self, arrays: Mapping[str, Any]) -> Params:
         """Return the parameters of a checkpoint, PyTorch's ``to_arrays`` or this one's.

@@ -17,7 +17,7 @@ from deq_init import transformer as core
 from deq_init.equilibrium import Gradient
 from deq_init.fixed_point import Method, Solution
 from deq_init.jax import implicit, initializers
-from deq_init.jax.activations import ACTIVATIONS, Activation, Params
+from deq_init.jax.activations import ACTIVATIONS, Activation, Params, arrays_of
 from deq_init.transformer import Norm
 
 
@@ -242,7 +242,7 @@ class DEQTransformer:
 
     def to_arrays(self, params: Params) -> dict[str, np.ndarray]:
         """Return the parameters as NumPy arrays: a checkpoint for the other backends, too."""
-        return {name: np.asarray(value) for name, value in params.items()}
+        return arrays_of(params)
 
     def from_arrays(self, arrays: Mapping[str, Any]) -> Params:
         """Return the parameters of a checkpoint, any backend's ``to_arrays``.
