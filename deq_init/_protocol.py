@@ -180,6 +180,9 @@ class IterationPrimitives(Protocol):
     def where(self, condition: Array, x: Array | float, y: Array | float) -> Array:
         """``x`` where the condition holds, ``y`` elsewhere."""
 
+    def select(self, condition: Array, x: Array, y: Array) -> Array:
+        """Rows of ``x`` where the condition holds, of ``y`` elsewhere; it may be ``x`` itself."""
+
     def any(self, x: Array) -> Any:
         """Whether any entry is true."""
 
@@ -188,6 +191,9 @@ class IterationPrimitives(Protocol):
 
     def sum(self, x: Array, axis: int) -> Array:
         """Sum along an axis."""
+
+    def lengths(self, x: Array) -> Array:
+        """Euclidean lengths along the last axis."""
 
     def max(self, x: Array, axis: int) -> Array:
         """Largest entry along an axis."""

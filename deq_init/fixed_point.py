@@ -99,48 +99,47 @@ def solve(
     require_options(method, rtol, max_steps, memory, damping)
     epsilon = epsilon_of(z0)
     # Below this, a fixed point of zero counts as met.
-    floor = epsilon * _length(xp, z0)
-    accelerated = method == "anderson"
+    floor = epsilon * xp.lengths(z0)
+    floor, least = xp.maximum(floor, _TINY), floor / epsilon / epsilon + _TINY
 
     def proceed(state: tuple[Array, ...]) -> Any:
         count, running = state[0], state[4]
         return (count < max_steps) & xp.any(running)
 
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        # Samples do not meet: what is not finite in one that is lost needs no mask. One that
+        # stopped has z = value.
         count, z, value, residual, running, converged, steps, limit, began, *history = state
         y = f(z)
-        size, distance = _length(xp, y), _length(xp, y - z)
-        began = xp.where(limit > 0, began, distance)
-        limit = xp.where(limit > 0, limit, xp.maximum(size, floor / epsilon) / epsilon + _TINY)
-        error = distance / xp.maximum(xp.maximum(size, floor), _TINY)
+        r = y - z
+        size, distance = xp.lengths(y), xp.lengths(r)
+        started = limit > 0
+        began = xp.where(started, began, distance)
+        limit = xp.where(started, limit, xp.maximum(size / epsilon, least))
+        error = distance / xp.maximum(size, floor)
         # Iterates that run away at a constant pace have a small relative residual, too.
         settled = (distance <= began / 2) | (size <= 2 * epsilon * limit)
-        kept = running & xp.isfinite(error) & (size <= limit)
-        value = xp.where(kept[:, None], z, value)
+        kept = running & (error < np.inf) & (size <= limit)
+        value = xp.select(kept | ~running, z, value)
         residual = xp.where(kept, error, xp.where(running, np.inf, residual))
         steps = steps + xp.integers(running)
         converged = converged | (kept & settled & (error <= rtol))
         running = kept & ~converged
-        r = xp.where(running[:, None], y - z, 0.0)
-        change = damping * r
-        if accelerated:
-            z_before, r_before, dz, dr = history
-            # At the first step there is nothing to take a difference of.
-            later = xp.minimum(count, xp.integer(1))
-            slot = (count - later) % memory
-            dz = xp.put(dz, slot, xp.where(running[:, None], z - z_before, 0.0) * later)
-            dr = xp.put(dr, slot, xp.where(running[:, None], r - r_before, 0.0) * later)
-            change = change - _correction(xp, dz, dr, r, damping, 30 * epsilon)
-            history = [z, r, dz, dr]
-        z = xp.where(running[:, None], z + change, value)
+        # Not z + r: undamped plain iteration is f over and over, to the bit.
+        target = y if damping == 1 else z + damping * r
+        if method == "anderson":
+            correction, history = _correction(xp, count, target, r, history, 30 * epsilon)
+            target = target - correction
+        z = xp.select(running, target, value)
         return count + 1, z, value, residual, running, converged, steps, limit, began, *history
 
     batch, n = z0.shape
     unknown = xp.zeros((batch,), z0)
     no = unknown > 0
     state = (xp.integer(0), z0, z0, unknown + np.inf, ~no, no, xp.integers(no), unknown, unknown)
-    if accelerated:
-        state += (z0, z0 * 0.0, *(xp.zeros((batch, memory, n), z0) for _ in range(2)))
+    if method == "anderson":
+        empty = ((n,), (memory, n), (memory, n), (memory,), (memory, memory))
+        state += (z0, *(xp.zeros((batch, *shape), z0) for shape in empty))
     _, _, value, residual, _, converged, steps, *_ = xp.while_loop(proceed, step, state)
     return Solution(value, residual, steps, converged)
 
@@ -183,20 +182,50 @@ def _is_real(x: Any) -> bool:
     return isinstance(x, (int, float, np.floating)) and math.isfinite(x)
 
 
-def _length(xp: IterationPrimitives, x: Array) -> Array:
-    """Return the Euclidean length of each sample."""
-    return xp.sqrt(xp.sum(x * x, 1))
-
-
 def _correction(
-    xp: IterationPrimitives, dz: Array, dr: Array, r: Array, damping: float, ridge: float
-) -> Array:
-    """Return what Anderson acceleration takes off a plain step."""
-    lengths = xp.sqrt(xp.sum(dr * dr, 2))
-    scale = xp.where(lengths > 0, 1.0 / xp.maximum(lengths, _TINY), 0.0)
-    unit = dr * scale[:, :, None]
-    theta, vectors = xp.eigh(unit @ xp.transpose(unit) + ridge * xp.eye(dr.shape[1], dr))
-    components = xp.transpose(vectors) @ (unit @ r[:, :, None])
-    weights = vectors @ (components / xp.maximum(theta, ridge / 2)[:, :, None])
-    weights = weights * scale[:, :, None]
-    return (xp.transpose(weights) @ (dz + damping * dr))[:, 0, :]
+    xp: IterationPrimitives,
+    count: Any,
+    target: Array,
+    r: Array,
+    history: list[Array],
+    ridge: float,
+) -> tuple[Array, list[Array]]:
+    """Return what Anderson acceleration takes off a plain step to ``target``, and the history.
+
+    That is the last target and residual; their differences; and one over the lengths of the
+    residuals' differences, which at such lengths have the Gram matrix ``gram``.
+    """
+    last_target, last_r, moves, changes, scales, gram = history
+    # At the first step there is nothing to take a difference of.
+    later = xp.minimum(count, xp.integer(1))
+    slot = (count - later) % changes.shape[1]
+    change = r - last_r
+    changes = xp.put(changes, slot, change)
+    moves = xp.put(moves, slot, target - last_target)
+    row = (change[:, None] @ xp.transpose(changes))[:, 0]
+    length = xp.sqrt(xp.take(row, slot))
+    scale = xp.where(length > 0, 1.0 / xp.maximum(length, _TINY), 0.0) * later
+    scales = xp.put(scales, slot, scale)
+    row = row * scale[:, None] * scales
+    gram = xp.put(xp.transpose(xp.put(gram, slot, row)), slot, row)
+    components = (r[:, None] @ xp.transpose(changes))[:, 0] * scales
+    weights = _solve(xp, gram, components, ridge) * scales
+    correction = (weights[:, None] @ moves)[:, 0]
+    return correction, [target, r, moves, changes, scales, gram]
+
+
+def _solve(xp: IterationPrimitives, a: Array, b: Array, ridge: float) -> Array:
+    """Return (a + ridge)⁻¹ b of small matrices that are positive semidefinite up to rounding.
+
+    Gauss and Jordan's elimination, in which no pivot may fall below half the ridge: each is at
+    least the smallest eigenvalue. Batches of LAPACK's small problems take longer.
+    """
+    size = a.shape[1]
+    unit = xp.eye(size, a)
+    # By columns: a is symmetric, and b a row whose entries lie side by side.
+    system = xp.concatenate([a + ridge * unit, b[:, None]], 1)
+    for k in range(size):
+        pivot = xp.maximum(system[:, k, k], ridge / 2)
+        factors = (system[:, k] - unit[k]) / pivot[:, None]
+        system = system - system[:, :, k, None] * factors[:, None]
+    return system[:, size]

@@ -82,6 +82,10 @@ class Iteration:
         """Choice by entry."""
         return jnp.where(condition, x, y)
 
+    def select(self, condition: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        """Choice by row."""
+        return jnp.where(condition[:, None], x, y)
+
     def any(self, x: jax.Array) -> jax.Array:
         """Whether any entry is true."""
         return jnp.any(x)
@@ -93,6 +97,10 @@ class Iteration:
     def sum(self, x: jax.Array, axis: int) -> jax.Array:
         """Sum along an axis."""
         return jnp.sum(x, axis)
+
+    def lengths(self, x: jax.Array) -> jax.Array:
+        """Euclidean lengths along the last axis."""
+        return jnp.sqrt(jnp.sum(x * x, -1))
 
     def max(self, x: jax.Array, axis: int) -> jax.Array:
         """Largest entry along an axis."""

@@ -82,6 +82,10 @@ class Iteration:
         """Choice by entry."""
         return np.where(condition, x, y)
 
+    def select(self, condition: Any, x: Any, y: Any) -> Any:
+        """Choice by row."""
+        return x if condition.all() else np.where(condition[:, None], x, y)
+
     def any(self, x: Any) -> bool:
         """Whether any entry is true."""
         return bool(x.any())
@@ -93,6 +97,10 @@ class Iteration:
     def sum(self, x: Any, axis: int) -> Any:
         """Sum along an axis."""
         return x.sum(axis)
+
+    def lengths(self, x: Any) -> Any:
+        """Euclidean lengths along the last axis."""
+        return np.sqrt(np.vecdot(x, x))
 
     def max(self, x: Any, axis: int) -> Any:
         """Largest entry along an axis."""

@@ -79,6 +79,12 @@ class Iteration:
         """Choice by entry."""
         return torch.where(condition, x, y)
 
+    def select(self, condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Choice by row. On the CPU, a look at the condition costs less than to copy the rows."""
+        if x.device.type == "cpu" and bool(condition.all()):
+            return x
+        return torch.where(condition[:, None], x, y)
+
     def any(self, x: Tensor) -> bool:
         """Whether any entry is true."""
         return bool(x.any())
@@ -90,6 +96,10 @@ class Iteration:
     def sum(self, x: Tensor, axis: int) -> Tensor:
         """Sum along an axis."""
         return x.sum(axis)
+
+    def lengths(self, x: Tensor) -> Tensor:
+        """Euclidean lengths along the last axis."""
+        return torch.linalg.vector_norm(x, dim=-1)
 
     def max(self, x: Tensor, axis: int) -> Tensor:
         """Largest entry along an axis."""
@@ -105,11 +115,15 @@ class Iteration:
 
     def minimum(self, x: Any, y: Any) -> Any:
         """The smaller."""
-        return min(x, y) if isinstance(x, int) else torch.minimum(x, torch.as_tensor(y).to(x))
+        if isinstance(x, int):
+            return min(x, y)
+        return torch.minimum(x, y.to(x)) if isinstance(y, Tensor) else x.clamp(max=y)
 
     def maximum(self, x: Any, y: Any) -> Any:
         """The larger."""
-        return max(x, y) if isinstance(x, int) else torch.maximum(x, torch.as_tensor(y).to(x))
+        if isinstance(x, int):
+            return max(x, y)
+        return torch.maximum(x, y.to(x)) if isinstance(y, Tensor) else x.clamp(min=y)
 
     def eigh(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenvectors of small symmetric matrices, on the CPU in float64."""
