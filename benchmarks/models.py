@@ -142,8 +142,6 @@ def middle(values):
 
 
 def compare(method, options):
-    import numpy as np
-
     in_torch, in_jax, x, labels = globals()[options.model](options)
     ours = in_torch(method)
     theirs = copy.deepcopy(ours)
@@ -165,11 +163,16 @@ def compare(method, options):
         for name, step in steps.items():
             times[name].append(clock(step))
     median = {name: statistics.median(values) for name, values in times.items()}
-    mine = np.array(times["ours"])
+    ratios = (
+        middle([peer / mine for peer, mine in zip(times[name], times["ours"], strict=True)])
+        for name in ("torchdeq", "jax")
+    )
     print(
         f"| {options.model}, {method} | "
         + " | ".join(f"{median[name]:.1f}" for name in steps)
-        + f" | {middle(np.array(times['torchdeq']) / mine)} | {middle(np.array(times['jax']) / mine)} | "
+        + " | "
+        + " | ".join(ratios)
+        + " | "
         + " | ".join(f"{first[name]:.0f}" for name in steps)
         + " |",
         flush=True,

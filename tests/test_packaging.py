@@ -36,6 +36,7 @@ MODULES = [
     "deq_init.torch.jacobian",
     "deq_init.torch.models",
     "deq_init.torch.modules",
+    "deq_init.torch.transformer",
     "deq_init.torch.verdict",
     "deq_init.jax.initializers",
     "deq_init.jax.implicit",

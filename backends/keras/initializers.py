@@ -14,7 +14,7 @@ from deq_init import plan as plans
 from deq_init.keras import sampling
 
 
-class _Sampled(keras.Initializer):  # type: ignore[misc]
+class _Sampled(keras.Initializer):
     """A family and a scale, as a Keras initializer."""
 
     _family: str

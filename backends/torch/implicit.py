@@ -14,7 +14,7 @@ from deq_init import fixed_point as solver
 from deq_init.equilibrium import Gradient
 from deq_init.fixed_point import Method, Solution
 from deq_init.torch.iteration import xp
-from deq_init.torch.jacobian import Function
+from deq_init.torch.jacobian import Function, fixed_point
 from deq_init.torch.states import Flat, State
 
 _Called = TypeVar("_Called", bound=Callable[..., Any])
@@ -154,3 +154,54 @@ def unrolled(f: Function, z0: State, solution: Solution) -> Solution:
     x = core.replay(xp, flat.map(f), flat.flatten(z0), counts, most)
     value = flat.unflatten(torch.where(lost[:, None], flat.flatten(solution.value), x))
     return Solution(value, solution.residual, solution.steps, solution.converged)
+
+
+def solve(
+    f: Callable[[Tensor, Tensor], Tensor],
+    inject: Callable[[Tensor | None], Tensor],
+    z0: Tensor | None,
+    shape: tuple[int, ...],
+    *,
+    gradient: Gradient,
+    method: Method,
+    rtol: float,
+    max_steps: int,
+) -> Solution:
+    """Find a fixed point of f(z, injected) from z0, with its gradient in what f depends on.
+
+    Parameters
+    ----------
+    f : callable
+        As for :func:`with_gradient`, with the injected input beside the state.
+    inject : callable
+        ``inject(None)`` returns that input; ``inject(lost)``, with a tensor of shape (batch,), the
+        same without the input of samples that are lost.
+    z0 : Tensor, optional
+        Where to start; zeros by default.
+    shape : tuple of int
+        The state's shape, (batch, ...).
+    gradient : {"implicit", "unrolled", "one_step"}
+        Of :func:`with_gradient`, or of :func:`unrolled`.
+    method, rtol, max_steps
+        As for :func:`deq_init.torch.fixed_point`, forward and adjoint alike.
+
+    Raises
+    ------
+    ShapeError
+        If z0 has another shape.
+    """
+    options: Any = {"method": method, "rtol": rtol, "max_steps": max_steps}
+    with torch.no_grad():
+        injected = inject(None)
+    start = injected.new_zeros(shape) if z0 is None else z0.to(injected)
+    core.require_start_shape(tuple(start.shape), shape)
+    found = _fixed_point(lambda z: f(z, injected), start, **options)
+    if not torch.is_grad_enabled():
+        return found
+    again = inject(core.lost_samples(xp, found))
+    if gradient == "unrolled":
+        return unrolled(lambda z: f(z, again), start, found)
+    return with_gradient(lambda z: f(z, again), found, gradient=gradient, **options)
+
+
+_fixed_point = eager(fixed_point)

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deq_init import draws, scale
 from deq_init import equilibrium as core
 from deq_init import fixed_point as solver
-from deq_init import plan as plans
+from deq_init import scale
 from deq_init.equilibrium import Gradient
 from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Form
-from deq_init.torch import filling, implicit
-from deq_init.torch.iteration import xp
-from deq_init.torch.jacobian import fixed_point
+from deq_init.torch import implicit
+from deq_init.torch.activations import ACTIVATIONS, Activation
+from deq_init.torch.parameters import Kernels
+from deq_init.torch.transformer import DEQTransformer
+from deq_init.transformer import Law
 
-Activation = Callable[[Tensor], Tensor]
-
-ACTIVATIONS: dict[str, Activation] = {
-    "linear": nn.Identity(),
-    "tanh": torch.tanh,
-    "relu": torch.relu,
-    "hard_tanh": functional.hardtanh,
-    "gelu": functional.gelu,
-}
-"""The named activations; ``gelu`` is the exact one, with the error function."""
+__all__ = ["ACTIVATIONS", "DEQFCN", "Activation", "DEQTransformer"]
 
 
-class DEQFCN(nn.Module):
+class DEQFCN(Kernels):
     """The fully-connected DEQ: z* = φ(W z*) + U x + c, logits R z* + b.
 
     Parameters
@@ -54,7 +44,7 @@ class DEQFCN(nn.Module):
     bias : bool
         Whether there is a c.
     method, rtol, max_steps
-        Of the solver from z = 0, forward and adjoint alike, as for
+        Of the solver, forward and adjoint alike, as for
         :func:`deq_init.torch.fixed_point`.
     gradient : {"implicit", "unrolled", "one_step"}
         Of the adjoint equation, of the iteration itself (of ``method="plain"``; memory grows with
@@ -134,59 +124,28 @@ class DEQFCN(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        self.activation: Activation = core.require_model(
-            inputs, width, classes, form, activation, ACTIVATIONS
-        )
+        called = core.require_model(inputs, width, classes, form, activation, ACTIVATIONS)
         core.require_gradient(gradient, method)
         solver.require_options(method, rtol, max_steps)
+        laws = {
+            "W": Law(family, scale.resolve(gain, spectral_norm, spectral_radius)),
+            "U": Law("random", scale.resolve(input_gain, None, None)),
+            "R": Law("random", scale.resolve(scale.UNIT_GAIN, None, None)),
+        }
+        shapes = core.kernel_shapes(inputs, width, classes, bias)
+        super().__init__(shapes, laws, core.STREAMS, device, dtype)
+        if not bias:
+            self.register_parameter("c", None)
+        self.activation: Activation = called
         self.inputs, self.width, self.classes = inputs, width, classes
         self.form, self.gradient = form, gradient
         self.method, self.rtol, self.max_steps = method, rtol, max_steps
-        self._laws = {
-            "W": (family, scale.resolve(gain, spectral_norm, spectral_radius)),
-            "U": ("random", scale.resolve(input_gain, None, None)),
-            "R": ("random", scale.resolve(scale.UNIT_GAIN, None, None)),
-        }
-        self._kernel_shapes = core.kernel_shapes(inputs, width, classes, bias)
-        for name, shape in self._kernel_shapes.items():
-            value = torch.empty(shape[::-1], device=device, dtype=dtype)
-            self.register_parameter(name, nn.Parameter(value))
-        if not bias:
-            self.register_parameter("c", None)
         self.reset_parameters(seed, generator)
 
-    @torch.no_grad()
-    def reset_parameters(
-        self, seed: int | None = None, generator: torch.Generator | None = None
-    ) -> None:
-        """Draw the parameters again, from their families at their scales.
-
-        Raises
-        ------
-        SeedError, ShapeError, ScaleError, FamilyError, DTypeError
-            The parameters are then as they were.
-        """
-        key = filling.require_key(seed, generator)
-        parameters = self._own()
-        # The kernels (in, out), as JAX draws them, so that a seed means one map.
-        asked = {
-            name: plans.plan(family, self._kernel_shapes[name], "in_out", target, None, None)
-            for name, (family, target) in self._laws.items()
-        }
-        for parameter in parameters.values():
-            plans.compute_dtype(filling.dtype_name(parameter))
-        for name, parameter in parameters.items():
-            if name in asked:
-                own = None if key is None else draws.fold_in(key, core.STREAMS[name])
-                kernel = torch.empty_like(parameter.T, memory_format=torch.contiguous_format)
-                filling.write(asked[name], kernel, own, generator)
-                parameter.copy_(kernel.T)
-            else:
-                parameter.zero_()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Solution]:
+    def forward(self, x: Tensor, z0: Tensor | None = None) -> tuple[Tensor, Solution]:
         """Return logits (batch, classes) and fixed point (batch, width) of x (batch, inputs).
+
+        The solver starts from z0 (batch, width), by default from zeros.
 
         A solve that does not converge says so in the solution and raises nothing. A sample that is
         lost (residual inf) keeps the last finite state, and has no part in the gradients of W, U
@@ -195,10 +154,24 @@ class DEQFCN(nn.Module):
         Raises
         ------
         ShapeError
-            If x has another shape.
+            If x or z0 has another shape.
         """
         core.require_samples(tuple(x.shape), self.inputs)
-        solution = self._solve(x)
+
+        def inject(lost: Tensor | None) -> Tensor:
+            # 0 times NaN is NaN: the input of a lost sample has to be left out of the gradients.
+            return self.inject(x if lost is None else torch.where(lost[:, None], 0.0, x))
+
+        solution = implicit.solve(
+            self.cell,
+            inject,
+            z0,
+            (len(x), self.width),
+            gradient=self.gradient,
+            method=self.method,
+            rtol=self.rtol,
+            max_steps=self.max_steps,
+        )
         return functional.linear(solution.value, self.R, self.b), solution
 
     def cell(self, z: Tensor, injected: Tensor) -> Tensor:
@@ -212,63 +185,10 @@ class DEQFCN(nn.Module):
         """Return U x + c, (batch, width)."""
         return functional.linear(x, self.U, self.c)
 
-    def _solve(self, x: Tensor) -> Solution:
-        options: Any = {"method": self.method, "rtol": self.rtol, "max_steps": self.max_steps}
-        with torch.no_grad():
-            injected = self.inject(x)
-        z0 = torch.zeros_like(injected)
-        found = _fixed_point(lambda z: self.cell(z, injected), z0, **options)
-        if not torch.is_grad_enabled():
-            return found
-        # 0 times NaN is NaN: the input of a lost sample has to be left out of the gradients.
-        lost = core.lost_samples(xp, found)[:, None]
-        again = self.inject(torch.where(lost, 0.0, x))
-        if self.gradient == "unrolled":
-            return implicit.unrolled(lambda z: self.cell(z, again), z0, found)
-        return implicit.with_gradient(
-            lambda z: self.cell(z, again), found, gradient=self.gradient, **options
-        )
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Return the parameters as NumPy arrays: a checkpoint that JAX's model reads, too.
-
-        They are kernels (in, out), the transposes of this module's weights. bfloat16 comes as
-        float32, which holds it exactly. Parameters of an activation are left out.
-        """
-        arrays = {}
-        for name, parameter in self._own().items():
-            value = parameter.detach().cpu()
-            value = value.float() if value.dtype == torch.bfloat16 else value
-            arrays[name] = value.numpy().T.copy()
-        return arrays
-
-    @torch.no_grad()
-    def from_arrays(self, arrays: Mapping[str, Any]) -> DEQFCN:
-        """Set the parameters to those of a checkpoint, JAX's or this one's, and return the module.
-
-        Raises
-        ------
-        ModelError
-            If it has other names or shapes than this model; nothing is changed then.
-        """
-        core.require_arrays(arrays, self._kernel_shapes)
-        for name, parameter in self._own().items():
-            value = np.array(arrays[name]).T
-            value = value if value.dtype == np.float64 else value.astype(np.float32)
-            parameter.copy_(torch.from_numpy(value))
-        return self
-
-    def _own(self) -> dict[str, nn.Parameter]:
-        """Return the parameters, other than those that an activation may have."""
-        return {name: getattr(self, name) for name in self._kernel_shapes}
-
     def extra_repr(self) -> str:
         """Say what the module is made of."""
-        family, target = self._laws["W"]
+        law = self._laws["W"]
         return (
-            f"{self.inputs}, {self.width}, {self.classes}, family={family!r}, "
-            f"{target.kind}={target.value:g}, form={self.form!r}, gradient={self.gradient!r}"
+            f"{self.inputs}, {self.width}, {self.classes}, family={law.family!r}, "
+            f"{law.scale.kind}={law.scale.value:g}, form={self.form!r}, gradient={self.gradient!r}"
         )
-
-
-_fixed_point = implicit.eager(fixed_point)
