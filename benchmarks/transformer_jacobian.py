@@ -27,7 +27,7 @@ def measurement(model, tokens):
     @jax.jit
     def measure(params):
         _, solution = model.apply(params, tokens)
-        injected = model.inject(params, model.embed(params, tokens))
+        injected = model.inject(params, tokens)
 
         def f(z):
             return model.cell(params, z, injected)

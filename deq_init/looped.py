@@ -34,8 +34,8 @@ Start = Literal["zeros", "input", "normal", "mixed"]
 
 _STARTS = ("zeros", "input", "normal", "mixed")
 NORMALS, CHOICE = 0, 1
-"""Streams of a start's seed: of its normal entries, and of the normals, one for each sample, whose
-sign says which samples of a mixed start are zeros (those <= 0)."""
+"""Streams of a start's seed: of its normal entries, and of the float32 normals, one for a sample,
+whose sign says which samples of a mixed start are zeros (those <= 0)."""
 
 
 def residual_scale(loops: int, layers: int = 1, strength: float = 1.0) -> float:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 import deq_init.jax
+import deq_init.torch
 from deq_init import looped
 from deq_init.errors import ModelError, SeedError, ShapeError
 from deq_init.jax import initial_state
@@ -22,6 +24,29 @@ def test_zeros_and_input_are_what_they_say():
     assert (initial_state("zeros", like) == 0).all()
     assert (initial_state("input", like) == like).all()
     assert initial_state("normal", like.astype(jnp.bfloat16), KEY).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind", ["zeros", "input", "normal", "mixed"])
+def test_one_seed_is_one_start_in_pytorch_and_jax(kind, dtype):
+    like = np.ones((16, 3, 5), dtype)
+    found = deq_init.torch.initial_state(kind, torch.from_numpy(like), seed=5, deviation=0.4)
+    with jax.enable_x64(True):
+        expected = initial_state(kind, jnp.asarray(like), KEY, deviation=0.4)
+        atol = {"float32": 1e-5, "float64": 1e-12}[dtype]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+def test_pytorchs_own_random_numbers():
+    like = torch.zeros(3, 4)
+    first, second, third = (
+        deq_init.torch.initial_state("normal", like, generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first, third)
+    with pytest.raises(SeedError, match="expected a seed or a generator"):
+        deq_init.torch.initial_state("normal", like, seed=0, generator=torch.Generator())
 
 
 def test_normal_starts_have_their_law():

@@ -6,8 +6,6 @@ orientation of W or U shows here.
 
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -15,11 +13,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import deq_init.jax
 import deq_init.torch
 from deq_init import families, theory
-from deq_init.jax.models import DEQTransformer
-from deq_init.torch.models import DEQFCN
+from deq_init.torch.models import DEQFCN, DEQTransformer
 
 import backends
 
@@ -140,26 +136,24 @@ GAINS = (0.1, 0.3, 0.6)
 @pytest.fixture(scope="module", params=["post", "pre", "none"])
 def block(request):
     """Norm and radius of the transformer block's Jacobian at each family and gain, one draw."""
-    model = DEQTransformer(30, 24, 3, norm=request.param, rtol=1e-4, max_steps=200)
-    tokens = np.random.default_rng(0).integers(0, 30, (2, 8))
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 30, (2, 8)))
 
-    @jax.jit
-    def measured(params):
-        _, solution = model.apply(params, jnp.asarray(tokens))
-        injected = model.inject(params, model.embed(params, tokens))
-        estimates = (
-            size(lambda z: model.cell(params, z, injected), solution.value, rtol=1e-2)
-            for size in (deq_init.jax.jacobian_norm, deq_init.jax.jacobian_spectral_radius)
-        )
-        return solution.converged.all(), *(estimate.value.mean() for estimate in estimates)
+    @torch.no_grad()
+    def measured(family, gain):
+        model = DEQTransformer(
+            30, 24, 3, norm=request.param, family=family, gain=gain, rtol=1e-4, max_steps=200,
+            seed=0,
+        )  # fmt: skip
+        _, solution = model(tokens)
+        injected = model.inject(tokens)
+        assert solution.converged.all()
+        return [
+            size(lambda z: model.cell(z, injected), solution.value, rtol=1e-2).value.mean().item()
+            for size in (deq_init.torch.jacobian_norm, deq_init.torch.jacobian_spectral_radius)
+        ]
 
-    sizes = {
-        (family, gain): np.array(measured(model.init(jax.random.key(0), family, gain)))
-        for family in families.PAPER
-        for gain in GAINS
-    }
-    assert all(converged for converged, *_ in sizes.values())
-    return request.param, {key: value[1:] for key, value in sizes.items()}
+    grid = [(family, gain) for family in families.PAPER for gain in GAINS]
+    return request.param, {key: np.array(measured(*key)) for key in grid}
 
 
 def test_what_the_gain_does_to_the_transformers_jacobian(block):

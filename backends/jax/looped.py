@@ -51,5 +51,5 @@ def initial_state(
     state = (deviation * normals).astype(like.dtype)
     if kind == "normal":
         return state
-    choice = jax.random.normal(jax.random.fold_in(key, core.CHOICE), like.shape[:1], wide)
+    choice = jax.random.normal(jax.random.fold_in(key, core.CHOICE), like.shape[:1], jnp.float32)
     return jnp.where(choice.reshape(-1, *(1,) * (like.ndim - 1)) > 0, state, 0)

@@ -180,7 +180,7 @@ class DEQTransformer:
         def weights(lost: jax.Array | None) -> tuple[Params, jax.Array]:
             # 0 times NaN is NaN: the input of a lost sequence has to be left out of the gradients.
             kept = e if lost is None else jnp.where(lost[:, None, None], 0, e)
-            return params, self.inject(params, kept)
+            return params, self._inject(params, kept)
 
         solution = implicit.solve(
             lambda weights, z: self.cell(weights[0], z, weights[1]),
@@ -208,9 +208,9 @@ class DEQTransformer:
         positions = jnp.asarray(core.positions(tokens.shape[1], self.width), table.dtype)
         return jnp.where(known[:, :, None], found * self.width**0.5 + positions, jnp.nan)
 
-    def inject(self, params: Params, e: jax.Array) -> jax.Array:
+    def inject(self, params: Params, tokens: jax.Array) -> jax.Array:
         """Return u = e Qₓ + c, shape (batch, length, 3 width)."""
-        return e @ params["inject"] + params["qkv_bias"]
+        return self._inject(params, self.embed(params, tokens))
 
     def cell(self, params: Params, z: jax.Array, injected: jax.Array) -> jax.Array:
         """Return f(z), shape (batch, length, width), given u by :meth:`inject`."""
@@ -227,6 +227,9 @@ class DEQTransformer:
         inner = activation(y @ params["up"] + params["up_bias"])
         z = h + branch * (inner @ params["down"] + params["down_bias"])
         return second(z) if after else z
+
+    def _inject(self, params: Params, e: jax.Array) -> jax.Array:
+        return e @ params["inject"] + params["qkv_bias"]
 
     def _attend(self, qkv: jax.Array) -> jax.Array:
         """Return attention's output, shape (batch, length, width), of fused (..., 3 width)."""

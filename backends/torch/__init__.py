@@ -14,6 +14,7 @@ from deq_init.torch.jacobian import (  # noqa: E402
     jacobian_spectral_radius,
     rescale_jacobian_,
 )
+from deq_init.torch.looped import initial_state  # noqa: E402
 from deq_init.torch.modules import initialize_  # noqa: E402
 from deq_init.torch.verdict import check  # noqa: E402
 
@@ -22,6 +23,7 @@ __all__ = [
     "check",
     "fixed_point",
     "goe_",
+    "initial_state",
     "initialize_",
     "jacobian_norm",
     "jacobian_spectral_radius",
