@@ -17,8 +17,9 @@ from scipy.stats import binomtest
 
 import deq_init.jax
 from deq_init import check, data, families
+from deq_init import training as core
 from deq_init.experiments import fcn
-from deq_init.jax import jacobian, models, training
+from deq_init.jax import jacobian, training
 from deq_init.jax.iteration import xp
 
 RADII = (0.05, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0)
@@ -54,23 +55,17 @@ def main():
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--radii", type=float, nargs="+", default=RADII)
     options = parser.parse_args()
-    settings, split = fcn.Settings(), data.digits()
-    model = models.DEQFCN(inputs=split.x_train.shape[1], width=settings.width, classes=10)
+    settings, split = fcn.SETTINGS["digits"], data.digits()
+    model = training.model_of(settings, split)
     seeds = np.arange(options.first_seed, options.first_seed + options.seeds)
-    orders = np.stack([fcn._order(len(split.x_train), settings, seed) for seed in seeds])
+    shape = (len(split.x_train), settings.batch, settings.epochs)
+    orders = np.stack([core.shuffled(*shape, seed) for seed in seeds])
     outcomes = defaultdict(list)
     for radius in options.radii:
         for family in families.FAMILIES:
-            init = getattr(deq_init.jax, family)(radius / families.get(family).radius_edge)
-            trained = training.train_fcn(
-                model,
-                init,
-                split,
-                orders,
-                seeds,
-                learning_rate=settings.learning_rate,
-                momentum=settings.momentum,
-            )
+            gain = radius / families.get(family).radius_edge
+            init = getattr(deq_init.jax, family)(gain)
+            trained = training.train_fcn(settings, family, gain, split, orders, seeds)
             for seed, accuracy in zip(seeds, trained.accuracy, strict=True):
                 params = model.init(jax.random.key(seed), init)
                 looked = check.summarize(measured(params, split.x_train[:SAMPLES]))

@@ -1,13 +1,15 @@
-"""The command line: ``deq-init reproduce NAME``, ``check MODEL`` and ``spectrum FAMILY``."""
+"""The command line: ``deq-init reproduce NAME``, ``report``, ``check`` and ``spectrum``."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from deq_init import __version__, families
@@ -36,7 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"deq-init: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("deq-init: interrupted; an experiment keeps its finished rows", file=sys.stderr)
+        print(
+            "deq-init: interrupted; an experiment goes on where it was when it is run again",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:
         # The reader, such as head, has had enough. Python flushes what is left when it exits.
@@ -57,29 +62,72 @@ def _parser() -> argparse.ArgumentParser:
     )
     experiments = reproduce.add_subparsers(required=True, metavar="NAME")
 
-    digits = experiments.add_parser("digits", help="DEQ-FCN on scikit-learn's handwritten digits")
-    digits.add_argument(
-        "--gains", type=_number(float, 0), nargs="+", default=[0.6, 0.9, 1.2, 1.3], metavar="GAIN"
+    _add_experiments(experiments)
+    again = commands.add_parser(
+        "report", help="write table and figure of a results folder again, from its results alone"
     )
-    digits.add_argument("--seeds", type=_number(int, 0), default=12, help="runs for each cell")
-    digits.add_argument("--epochs", type=_number(int, 0), default=3)
-    digits.set_defaults(command=_digits)
-
-    lengths = experiments.add_parser("lengths", help="length fluctuations of the linear DEQ")
-    lengths.add_argument("--n", type=_number(int, 2), default=200, help="size of W")
-    lengths.add_argument("--draws", type=_number(int, 1), default=200, help="matrices a family")
-    lengths.add_argument("--seed", type=int, default=0, help="of the first draw")
-    lengths.set_defaults(command=_lengths)
-
-    for experiment in (digits, lengths):
-        experiment.add_argument(
-            "--output", metavar="DIR", help="results folder (default: below ./deq-init-results)"
-        )
-        experiment.add_argument("--quiet", action="store_true", help="no progress, no table")
+    again.add_argument("folder", metavar="DIR")
+    again.set_defaults(command=_report)
 
     _add_check(commands)
     _add_spectrum(commands)
     return parser
+
+
+def _add_experiments(experiments: Any) -> None:
+    lengths = experiments.add_parser("lengths", help="length fluctuations of the linear DEQ")
+    lengths.add_argument("--n", type=_number(int, 2), help="size of W")
+    lengths.add_argument("--draws", type=_number(int, 1), help="matrices a family")
+    lengths.add_argument("--seed", type=int, dest="first_seed", help="of the first draw")
+
+    jacobian = experiments.add_parser(
+        "jacobian", help="length and Jacobian of the nonlinear DEQ against the gain"
+    )
+    jacobian.add_argument("--n", type=_number(int, 2), help="size of W")
+    jacobian.add_argument("--activations", nargs="+", choices=["tanh", "relu", "hard_tanh", "gelu"])
+    digits = experiments.add_parser("digits", help="DEQ-FCN on scikit-learn's handwritten digits")
+    mnist = experiments.add_parser("mnist", help="DEQ-FCN on MNIST")
+    for trained in (digits, mnist):
+        trained.add_argument("--epochs", type=_number(int, 0))
+        trained.add_argument(
+            "--regimes",
+            nargs="*",
+            metavar="REGIME",
+            help="run these settings, too, which hide the differences: adam, anderson, clipping, "
+            "'20 steps', 'width 256'; all of them if none is named",
+        )
+        trained.add_argument(
+            "--backend", choices=["jax", "torch", "keras"], help="what trains (default: jax)"
+        )
+    mnist.add_argument("--orders", type=_number(int, 0), help="data orders, crossed with seeds")
+    for swept in (jacobian, digits, mnist):
+        swept.add_argument("--gains", type=_number(float, 0), nargs="+", metavar="GAIN")
+        swept.add_argument("--seeds", type=_number(int, 0), help="runs for each cell")
+        swept.add_argument("--first-seed", type=int)
+    for name, experiment in experiments.choices.items():
+        experiment.add_argument(
+            "--size",
+            choices=["small", "full"],
+            default="small",
+            help="minutes on two cores, or a day of a large machine; the options above change it",
+        )
+        experiment.add_argument(
+            "--engine",
+            choices=["loky", "dask", "ray"],
+            default="loky",
+            help="processes on this machine, or a Dask or Ray cluster",
+        )
+        experiment.add_argument(
+            "--scheduler", metavar="ADDRESS", help="of the Dask scheduler or Ray head"
+        )
+        experiment.add_argument("--jobs", type=_number(int, 0), help="cells at a time")
+        experiment.add_argument(
+            "--output",
+            metavar="DIR",
+            help="results folder; given again, the run goes on (default: below ./deq-init-results)",
+        )
+        experiment.add_argument("--quiet", action="store_true", help="no progress, no table")
+        experiment.set_defaults(command=_reproduce, name=name)
 
 
 def _add_check(commands: Any) -> None:
@@ -132,24 +180,33 @@ def _check(options: argparse.Namespace) -> int:
     return 0 if report.verdict in options.accept else EXIT_CODES[report.verdict]
 
 
-def _digits(options: argparse.Namespace) -> None:
-    from deq_init.experiments import fcn
+def _reproduce(options: argparse.Namespace) -> None:
+    from deq_init.experiments import fcn, reproduce, sweep
 
-    fcn.run_digits(
-        options.output,
-        gains=tuple(dict.fromkeys(options.gains)),
-        seeds=options.seeds,
-        epochs=options.epochs,
-        quiet=options.quiet,
+    given = vars(options)
+    grid = reproduce.EXPERIMENTS[options.name].grids[options.size]
+    changes = {
+        field.name: given[field.name]
+        for field in dataclasses.fields(grid)
+        if given.get(field.name) is not None
+    }
+    if "regimes" in changes:
+        changes["regimes"] = fcn.require_regimes(changes["regimes"])
+    for several in ("gains", "activations"):
+        if several in changes:
+            changes[several] = tuple(dict.fromkeys(changes[several]))
+    how = sweep.Options(
+        options.output, options.engine, options.scheduler, options.jobs, options.quiet
+    )
+    reproduce.run(
+        options.name, dataclasses.replace(grid, **changes), how, announce=options.size == "full"
     )
 
 
-def _lengths(options: argparse.Namespace) -> None:
-    from deq_init.experiments import lengths
+def _report(options: argparse.Namespace) -> None:
+    from deq_init.experiments import reproduce
 
-    lengths.run(
-        options.output, n=options.n, draws=options.draws, seed=options.seed, quiet=options.quiet
-    )
+    print(reproduce.rebuild(Path(options.folder)))
 
 
 def _spectrum(options: argparse.Namespace) -> None:

@@ -46,6 +46,11 @@ class Split:
     x_test: NDArray[np.float32]
     y_test: NDArray[np.int32]
 
+    @property
+    def classes(self) -> int:
+        """How many labels there are."""
+        return int(self.y_train.max()) + 1
+
 
 def digits(train: int = 1400, seed: int = 0) -> Split:
     """Return scikit-learn's handwritten digits, 64 features, 10 classes, shuffled and split.
@@ -85,11 +90,11 @@ def mnist() -> Split:
     MissingFrameworkError
         If it must be downloaded and pooch is not installed.
     """
-    arrays = _read_mnist(_find_mnist())
+    arrays = _read_mnist(find_mnist())
     return _split(
-        arrays["x_train"].reshape(60000, 784) / 255,
+        arrays["x_train"].reshape(60000, 784) / np.float32(255),
         arrays["y_train"],
-        arrays["x_test"].reshape(10000, 784) / 255,
+        arrays["x_test"].reshape(10000, 784) / np.float32(255),
         arrays["y_test"],
     )
 
@@ -105,7 +110,14 @@ def _split(
     )
 
 
-def _find_mnist() -> Path:
+def find_mnist() -> Path:
+    """Return where MNIST's file is, downloading it if need be.
+
+    Raises
+    ------
+    DataError, MissingFrameworkError
+        As for :func:`mnist`.
+    """
     looked = []
     folder = os.environ.get("DEQ_INIT_DATA")
     if folder:

@@ -70,6 +70,10 @@ class OutputError(DeqInitError, RuntimeError):
     """A folder or file that results cannot be written to."""
 
 
+class EngineError(DeqInitError, RuntimeError):
+    """A cluster that work cannot be given to."""
+
+
 class MissingFrameworkError(DeqInitError, ImportError):
     """A framework that is not installed."""
 

@@ -1,217 +1,215 @@
-"""The fully-connected DEQ trained from different initializations of W.
+"""The fully-connected DEQ trained from different initializations of W, on digits and on MNIST.
 
-The setting is one in which the initialization shows: SGD with momentum and no gradient clipping,
-plain iteration with the last iterate kept, and a small network. Adam, Anderson acceleration,
-clipping, few solver steps or a large width each hide it.
+The base setting is one in which the initialization shows: SGD with momentum and no gradient
+clipping, plain iteration with the last iterate kept, and a small network. The other regimes each
+hide it, and are there to say so.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 
-from deq_init import data, families
-from deq_init.errors import require
-from deq_init.experiments import report
+from deq_init import data, families, training
+from deq_init.errors import MissingFrameworkError, ModelError, require
+from deq_init.experiments.results import Row
+from deq_init.training import Settings
+
+Name = Literal["digits", "mnist"]
+Backend = Literal["jax", "torch", "keras"]
+BACKENDS: tuple[Backend, ...] = ("jax", "torch", "keras")
 
 FAILED_BELOW = 0.8
 """A run has failed if its test accuracy is below this, or not a number."""
 
+SETTINGS: dict[str, Settings] = {
+    "digits": Settings(width=48, batch=50, epochs=3, learning_rate=0.02),
+    "mnist": Settings(width=100, batch=100, epochs=1, learning_rate=0.006),
+}
+"""The base setting of each data set."""
+
+REGIMES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "adam": {"optimizer": "adam", "learning_rate": 0.002},
+    "anderson": {"method": "anderson"},
+    "clipping": {"clip": 3.0},
+    "20 steps": {"max_steps": 20},
+    "width 256": {"width": 256},
+}
+"""What each regime changes of the base setting."""
+
+_SAMPLES = {"digits": (1400, 64), "mnist": (60000, 784)}
+_CORE_FLOPS = 4e9  # of a core in these small products, measured with JAX
+_STEP_SECONDS = 4e-5  # of a training step, beside them
+
 
 @dataclass(frozen=True)
-class Settings:
-    """How every run of the experiment is trained.
+class Grid:
+    """What is run.
 
     Attributes
     ----------
-    width, batch, epochs : int
-        Size of z, samples a step, passes over the training samples.
-    learning_rate, momentum : float
-        Of SGD.
-    rtol, max_steps : float, int
-        Tolerance and step cap of plain iteration from z = 0, forward and adjoint.
-    input_gain : float
-        Entries of U have standard deviation input_gain / sqrt(features).
-    """
-
-    width: int = 48
-    batch: int = 50
-    epochs: int = 3
-    learning_rate: float = 0.02
-    momentum: float = 0.9
-    rtol: float = 1e-3
-    max_steps: int = 40
-    input_gain: float = 0.3
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One family at one gain; ``label`` tells GOE at equal gain from GOE at equal radius."""
-
-    family: str
-    gain: float
-    nominal: float
-    label: str
-
-
-def cells(gains: tuple[float, ...]) -> list[Cell]:
-    """Return the grid: every family at each gain, and GOE at half of it (equal radius)."""
-    grid = []
-    for gain in gains:
-        for family in families.PAPER:
-            grid.append(Cell(family, gain, gain, family))
-            if families.get(family).radius_edge == 2:
-                grid.append(Cell(family, gain / 2, gain, f"{family}, half gain"))
-    return grid
-
-
-def run_digits(
-    output: str | Path | None = None,
-    *,
-    gains: tuple[float, ...] = (0.6, 0.9, 1.2, 1.3),
-    seeds: int = 12,
-    epochs: int = 3,
-    quiet: bool = False,
-) -> Path:
-    """Train on scikit-learn's handwritten digits and return the results folder.
-
-    Parameters
-    ----------
-    output : path, optional
-        Where results go, see :func:`deq_init.experiments.report.results_folder`.
     gains : tuple of float
-        Gains of W; GOE is run at half of each too.
-    seeds : int
-        Runs for each cell, seeds 0, 1, ... A seed fixes input matrix, readout and data order,
+        Of W; GOE is run at half of each, too, which is equal radius.
+    seeds, first_seed : int
+        Seeds of the parameters: how many, and the first.
+    orders : int, optional
+        Orders of the data, shared by all seeds and crossed with them. None: each seed has its own,
         which all families share.
     epochs : int
         Passes over the training samples.
-    quiet : bool
-        No progress bar and no table on standard output.
+    regimes : tuple of str
+        Out of :data:`REGIMES`.
+    backend : {"jax", "torch", "keras"}
+        What trains. In PyTorch and Keras each sample is solved for itself, not the batch.
     """
-    jax_adapter = require("deq_init.jax", "jax")
-    models = require("deq_init.jax.models", "jax")
-    training = require("deq_init.jax.training", "jax")
-    settings = Settings(epochs=epochs)
-    split = data.digits()
-    folder = report.results_folder("digits", output)
-    started = time.perf_counter()
-    model = models.DEQFCN(
-        inputs=split.x_train.shape[1],
-        width=settings.width,
-        classes=10,
-        rtol=settings.rtol,
-        max_steps=settings.max_steps,
-        input_gain=settings.input_gain,
+
+    gains: tuple[float, ...]
+    seeds: int
+    orders: int | None
+    epochs: int
+    first_seed: int = 0
+    regimes: tuple[str, ...] = ("base",)
+    backend: Backend = "jax"
+
+
+_ALL = tuple(REGIMES)
+_TENTHS = tuple(round(0.1 * k, 1) for k in range(6, 19))
+
+GRIDS: dict[tuple[str, str], Grid] = {
+    ("digits", "small"): Grid((0.6, 0.9, 1.2, 1.3), seeds=24, orders=None, epochs=3),
+    ("digits", "full"): Grid(_TENTHS, seeds=256, orders=None, epochs=3, regimes=_ALL),
+    ("mnist", "small"): Grid((0.6, 1.0, 1.2, 1.4, 1.6), seeds=8, orders=2, epochs=1),
+    ("mnist", "full"): Grid(_TENTHS, seeds=32, orders=4, epochs=3, regimes=_ALL),
+}
+"""The grids of ``--size``."""
+
+
+def cells(name: Name, grid: Grid) -> list[Row]:
+    """Return the configurations: each family at each gain, in each regime and order."""
+    return [
+        {
+            "experiment": name,
+            "backend": grid.backend,
+            "regime": regime,
+            "label": label,
+            "family": family,
+            "gain": gain,
+            "nominal": nominal,
+            "first_seed": grid.first_seed,
+            "seeds": grid.seeds,
+            "order": order,
+            "settings": asdict(_settings(name, grid, regime)),
+        }
+        for regime in grid.regimes
+        for nominal in grid.gains
+        for label, family, gain in families_at(nominal)
+        for order in (range(grid.orders) if grid.orders else [None])
+    ]
+
+
+def families_at(nominal: float) -> list[tuple[str, str, float]]:
+    """Return label, family and gain of every family at a gain, and of GOE at half of it."""
+    found = []
+    for family in families.PAPER:
+        found.append((family, family, nominal))
+        if families.get(family).radius_edge == 2:
+            found.append((f"{family}, half gain", family, nominal / 2))
+    return found
+
+
+def measure(cell: Row) -> list[Row]:
+    """Train the seeds of a cell and return a row for each."""
+    settings = Settings(**cell["settings"])
+    split = _split(cell["experiment"])
+    train = require(f"deq_init.{cell['backend']}.training", cell["backend"]).train_fcn
+    seeds = np.arange(cell["first_seed"], cell["first_seed"] + cell["seeds"])
+    shuffles = [seed if cell["order"] is None else cell["order"] for seed in seeds]
+    samples = len(split.x_train)
+    orders = np.stack(
+        [training.shuffled(samples, settings.batch, settings.epochs, int(s)) for s in shuffles]
     )
-    orders = np.stack([_order(len(split.x_train), settings, seed) for seed in range(seeds)])
-    context = {"settings": asdict(settings), "environment": report.environment()}
-    rows: list[dict[str, Any]] = []
-    for cell in report.progress(cells(gains), "digits", quiet):
-        begun = time.perf_counter()
-        outcome = training.train_fcn(
-            model,
-            getattr(jax_adapter, cell.family)(cell.gain),
-            split,
-            orders,
-            np.arange(seeds),
-            learning_rate=settings.learning_rate,
-            momentum=settings.momentum,
+    outcome = train(settings, cell["family"], cell["gain"], split, orders, seeds)
+    return [
+        {
+            "seed": int(seed),
+            "accuracy": outcome.accuracy[i],
+            "failed": not outcome.accuracy[i] >= FAILED_BELOW,
+            "loss": outcome.loss[i],
+            "solver_steps": outcome.solver_steps[i],
+            "not_converged": outcome.not_converged[i],
+        }
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def require_ready(name: Name, grid: Grid) -> None:
+    """Raise what the first cell would: a missing framework, or data that cannot be had."""
+    if grid.backend == "keras":
+        # Keras has one backend for a process; JAX is the one that this package's default is, too.
+        os.environ.setdefault("KERAS_BACKEND", "jax")
+    require(grid.backend, grid.backend)
+    if importlib.util.find_spec(f"deq_init.{grid.backend}.training") is None:
+        raise MissingFrameworkError(
+            f"expected a backend that trains the reference model, received {grid.backend!r}, which "
+            "does not yet. Pass --backend jax or --backend torch."
         )
-        seconds = time.perf_counter() - begun
-        new = [
-            {
-                "experiment": "digits",
-                **asdict(cell),
-                "seed": seed,
-                "accuracy": outcome.accuracy[seed],
-                "failed": not outcome.accuracy[seed] >= FAILED_BELOW,
-                "loss": outcome.loss[seed],
-                "solver_steps": outcome.solver_steps[seed],
-                "not_converged": outcome.not_converged[seed],
-                "cell_seconds": seconds,
-                **context,
-            }
-            for seed in range(seeds)
-        ]
-        report.append_rows(folder, new)
-        rows += new
-    table = _table(rows, settings)
-    report.write_table(folder, table)
-    _draw(folder, rows)
-    if not quiet:
-        print(table)
-        print(f"\n{time.perf_counter() - started:.1f} s. Results: {folder}")
-    return folder
+    if name == "mnist":
+        data.find_mnist()
+    else:
+        require("sklearn.datasets", "experiments")
 
 
-def _order(samples: int, settings: Settings, seed: int) -> np.ndarray:
-    """Return the training samples of each step: every epoch a new shuffle, the rest dropped."""
-    rng = np.random.default_rng(seed)
-    steps = samples // settings.batch
-    kept = [rng.permutation(samples)[: steps * settings.batch] for _ in range(settings.epochs)]
-    return np.concatenate(kept).reshape(-1, settings.batch)
+def require_regimes(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the base regime and those named, or all of them if none is.
+
+    Raises
+    ------
+    ModelError
+        For an unknown one.
+    """
+    for name in names:
+        if name not in REGIMES:
+            raise ModelError(
+                f"expected a regime out of {', '.join(map(repr, REGIMES))}, received {name!r}. "
+                "Pass e.g. --regimes adam '20 steps'."
+            )
+    return tuple(dict.fromkeys(["base", *(names or REGIMES)]))
 
 
-def _groups(rows: list[dict[str, Any]]) -> dict[tuple[float, str], list[dict[str, Any]]]:
-    groups: dict[tuple[float, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["nominal"], row["label"]), []).append(row)
-    return groups
+def core_hours(configurations: Sequence[Row]) -> float:
+    """Return about how many hours of one core the cells take in JAX on a CPU."""
+    total = 0.0
+    for cell in configurations:
+        settings = Settings(**cell["settings"])
+        samples, features = _SAMPLES[cell["experiment"]]
+        steps = settings.epochs * samples // settings.batch
+        # Forward and adjoint take about 20 iterations each, and 6 products with the input's map.
+        products = 40 * settings.width**2 + 6 * features * settings.width
+        flops = 2.0 * settings.batch * products
+        total += cell["seeds"] * steps * (flops / _CORE_FLOPS + _STEP_SECONDS)
+    return total / 3600
 
 
-def _table(rows: list[dict[str, Any]], settings: Settings) -> str:
-    header = [
-        "family", "gain", "radius", "mean %", "sd", "min", "failed", "solver steps",
-        "not converged",
-    ]  # fmt: skip
-    lines = []
-    for (_, label), group in _groups(rows).items():
-        first = group[0]
-        accuracy = 100 * np.array([row["accuracy"] for row in group])
-        lines.append(
-            [
-                label,
-                f"{first['gain']:g}",
-                f"{first['gain'] * families.get(first['family']).radius_edge:g}",
-                f"{accuracy.mean():.1f}",
-                f"{accuracy.std(ddof=1) if len(accuracy) > 1 else 0:.1f}",
-                f"{accuracy.min():.1f}",
-                f"{np.mean([row['failed'] for row in group]):.2f}",
-                f"{np.mean([row['solver_steps'] for row in group]):.1f}",
-                f"{np.mean([row['not_converged'] for row in group]):.2f}",
-            ]
-        )
-    return (
-        f"# DEQ-FCN on digits: test accuracy over {len(group)} seeds\n\n"
-        f"{report.markdown_table(header, lines)}\n\n"
-        f"radius: spectral radius of W in the limit of large width. failed: share of runs below "
-        f"{FAILED_BELOW:.0%}. solver steps, not converged: forward solves during training, at most "
-        f"{settings.max_steps} steps to {settings.rtol:g}, last iterate kept. Width "
-        f"{settings.width}, batch {settings.batch}, {settings.epochs} epochs of SGD, learning "
-        f"rate {settings.learning_rate:g}, momentum {settings.momentum:g}, no clipping."
-    )
+def _settings(name: str, grid: Grid, regime: str) -> Settings:
+    base = replace(SETTINGS[name], epochs=grid.epochs)
+    if grid.backend != "jax":
+        base = replace(base, method="plain")
+    return replace(base, **REGIMES[regime])
 
 
-def _draw(folder: Path, rows: list[dict[str, Any]]) -> None:
-    figure, axes = report.new_figure(1)
-    groups = _groups(rows)
-    labels = list(dict.fromkeys(label for _, label in groups))
-    nominals = list(dict.fromkeys(nominal for nominal, _ in groups))
-    for k, label in enumerate(labels):
-        family = groups[nominals[0], label][0]["family"]
-        x = np.arange(len(nominals)) + (k - (len(labels) - 1) / 2) * 0.18
-        accuracy = [[100 * row["accuracy"] for row in groups[g, label]] for g in nominals]
-        colour = report.COLOURS[family] if label == family else "tab:olive"
-        where = np.repeat(x, [len(a) for a in accuracy])
-        axes.plot(where, np.concatenate(accuracy), "o", ms=3, alpha=0.6, color=colour, label=label)
-        axes.plot(x, [np.mean(a) for a in accuracy], "_", ms=16, color=colour)
-    axes.set_xticks(range(len(nominals)), [f"{gain:g}" for gain in nominals])
-    axes.set(xlabel="gain (half gain: twice that of W)", ylabel="test accuracy, %")
-    axes.set_title("DEQ-FCN on digits: each seed, and the mean", fontsize=10)
-    axes.legend(fontsize=8, loc="lower left")
-    figure.savefig(folder / report.FIGURE)
+@lru_cache(maxsize=1)
+def _split(name: str) -> data.Split:
+    if name == "digits":
+        return data.digits()
+    split = data.mnist()
+    # One mean and deviation for all pixels: those at the edge hardly vary.
+    mean, deviation = split.x_train.mean(), split.x_train.std()
+    x_train, x_test = ((x - mean) / deviation for x in (split.x_train, split.x_test))
+    return replace(split, x_train=x_train, x_test=x_test)

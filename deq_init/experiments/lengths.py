@@ -1,13 +1,13 @@
 """Length fluctuations of the linear DEQ z = W z + x as the spectral radius nears 1.
 
-No training: for each family and radius, W is drawn ``draws`` times, the system is solved exactly
-in float64, and |z|²/n is compared with the theory of :mod:`deq_init.theory`. The same draws of the
-unit-gain matrix serve every radius.
+No training: for each family and radius, W is drawn, the system is solved exactly in float64, and
+|z|²/n is compared with the theory of :mod:`deq_init.theory`. Whether plain iteration from 0 gets
+there, too, is recorded. The same draws of the unit-gain matrix serve every radius.
 """
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,121 +16,189 @@ import numpy as np
 import deq_init.numpy
 from deq_init import families, theory
 from deq_init.draws import key_from_seed
-from deq_init.experiments import report
+from deq_init.experiments import claims, report
+from deq_init.experiments.results import Row
 
-RADII = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 _BAND = (0.16, 0.5, 0.84)
+_RTOL, _MAX_STEPS = 1e-3, 300
+_DRAWS_A_CELL = 25
 
 
-def run(
-    output: str | Path | None = None,
-    *,
-    n: int = 200,
-    draws: int = 200,
-    seed: int = 0,
-    quiet: bool = False,
-) -> Path:
-    """Run the experiment and return its results folder.
+@dataclass(frozen=True)
+class Grid:
+    """What is run.
 
-    Parameters
+    Attributes
     ----------
-    output : path, optional
-        Where results go, see :func:`deq_init.experiments.report.results_folder`.
     n : int
         Size of W.
-    draws : int
-        Matrices for each family.
-    seed : int
-        Of the first draw; draw i has seed + i.
-    quiet : bool
-        No progress bar and no table on standard output.
+    draws, first_seed : int
+        Matrices for each family; draw i has first_seed + i.
+    radii : tuple of float
+        Spectral radii in the limit of large n. Not 1: half of the orthogonal matrices of even size
+        have it as an eigenvalue.
     """
-    for end in (seed, seed + draws):
+
+    n: int = 200
+    draws: int = 100
+    first_seed: int = 0
+    radii: tuple[float, ...] = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+
+
+GRIDS = {
+    "small": Grid(),
+    "full": Grid(
+        n=1000,
+        draws=2000,
+        radii=(0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99),
+    ),
+}
+"""The grids of ``--size``."""
+
+
+def cells(grid: Grid) -> list[Row]:
+    """Return the configurations: some draws of a family at all radii each."""
+    for end in (grid.first_seed, grid.first_seed + grid.draws):
         key_from_seed(end)
-    folder = report.results_folder("lengths", output)
-    started = time.perf_counter()
-    settings = {"n": n, "draws": draws, "environment": report.environment()}
-    lengths: dict[str, np.ndarray] = {}
-    jobs = [(family, seed + i) for family in families.PAPER for i in range(draws)]
-    measured: dict[str, list[np.ndarray]] = {family: [] for family in families.PAPER}
-    for family, draw in report.progress(jobs, "lengths", quiet):
-        measured[family].append(_lengths(family, n, draw))
-        if len(measured[family]) == draws:
-            lengths[family] = np.array(measured[family])
-            rows = _rows(family, lengths[family], seed, settings)
-            report.append_rows(folder, rows)
-    table = _table(lengths, n)
-    report.write_table(folder, table)
-    _draw(folder, lengths, n)
-    if not quiet:
-        print(table)
-        print(f"\n{time.perf_counter() - started:.1f} s. Results: {folder}")
-    return folder
-
-
-def _gain(family: str, radius: float) -> float:
-    return radius / families.get(family).radius_edge
-
-
-def _lengths(family: str, n: int, seed: int) -> np.ndarray:
-    """Return |z|²/n at each radius for one draw of the unit-gain matrix."""
-    sample: Any = getattr(deq_init.numpy, family)
-    unit = sample((n, n), seed=seed, dtype=np.float64)
-    x = np.ones(n)
-    matrices = np.array([np.eye(n) - _gain(family, radius) * unit for radius in RADII])
-    z = np.linalg.solve(matrices, np.broadcast_to(x[:, None], (len(RADII), n, 1)))
-    lengths: np.ndarray = (z**2).mean(axis=(1, 2))
-    return lengths
-
-
-def _rows(
-    family: str, lengths: np.ndarray, seed: int, settings: dict[str, Any]
-) -> list[dict[str, Any]]:
     return [
         {
             "experiment": "lengths",
+            "label": family,
             "family": family,
-            "radius": radius,
-            "gain": _gain(family, radius),
-            "seed": seed + draw,
-            "length": lengths[draw, k],
-            **settings,
+            "n": grid.n,
+            "radii": list(grid.radii),
+            "first_seed": grid.first_seed + start,
+            "seeds": min(_DRAWS_A_CELL, grid.draws - start),
+            "rtol": _RTOL,
+            "max_steps": _MAX_STEPS,
         }
-        for k, radius in enumerate(RADII)
-        for draw in range(len(lengths))
+        for start in range(0, grid.draws, _DRAWS_A_CELL)
+        for family in families.PAPER
     ]
 
 
-def _table(lengths: dict[str, np.ndarray], n: int) -> str:
-    header = ["family", "radius", "mean", "theory", "sd/mean", "theory", "median", "theory"]
+def measure(cell: Row) -> list[Row]:
+    """Return a row for each draw: |z|²/n, and the steps of plain iteration, at each radius."""
+    first = cell["first_seed"]
+    return [_draw_once(cell, seed) for seed in range(first, first + cell["seeds"])]
+
+
+def core_hours(configurations: list[Row]) -> float:
+    """Return about how many hours of one core the cells take."""
+    total = 0.0
+    for cell in configurations:
+        n, radii = cell["n"], len(cell["radii"])
+        total += cell["seeds"] * radii * (n**3 / 2e10 + 2.0 * cell["max_steps"] * n**2 / 8e9)
+    return total / 3600
+
+
+def render(folder: Path, rows: list[Row]) -> str:
+    """Write figure and table from the rows, and return the table."""
+    radii, n = np.array(rows[0]["radii"]), rows[0]["n"]
+    found = _by_family(rows, "lengths")
+    steps = _by_family(rows, "steps")
+    verdicts = _verdicts(rows)
+    text = f"{_table(found, steps, radii, n)}\n\n{report.claims_table(verdicts)}"
+    _figure(folder, found, radii, n)
+    report.write_table(folder, text)
+    return text
+
+
+def gain_of(family: str, radius: float) -> float:
+    """Return the gain at which a family has a spectral radius, in the limit of large n."""
+    return radius / families.get(family).radius_edge
+
+
+def _draw_once(cell: Row, seed: int) -> Row:
+    n, radii = cell["n"], cell["radii"]
+    sample: Any = getattr(deq_init.numpy, cell["family"])
+    unit = sample((n, n), seed=seed, dtype=np.float64)
+    gains = np.array([gain_of(cell["family"], radius) for radius in radii])
+    x = np.ones((n, 1))
+    lengths = [float((np.linalg.solve(np.eye(n) - g * unit, x) ** 2).mean()) for g in gains]
+    steps = _plain_iteration(unit, gains, cell["rtol"], cell["max_steps"])
+    return {"seed": seed, "lengths": lengths, "steps": steps}
+
+
+def _plain_iteration(
+    unit: np.ndarray, gains: np.ndarray, rtol: float, max_steps: int
+) -> list[int | None]:
+    """Return the steps of z <- gain · unit z + 1 from 0 at each gain; None if too many."""
+    z = np.zeros((len(unit), len(gains)))
+    steps: list[int | None] = [None] * len(gains)
+    left = np.arange(len(gains))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step in range(1, max_steps + 1):
+            new = unit @ z * gains[left] + 1
+            done = np.linalg.norm(new - z, axis=0) <= rtol * np.linalg.norm(new, axis=0)
+            for k in left[done]:
+                steps[k] = step
+            z, left = new[:, ~done], left[~done]
+            if not len(left):
+                break
+    return steps
+
+
+def _by_family(rows: list[Row], entry: str) -> dict[str, np.ndarray]:
+    """Return an entry of the rows as arrays (draws, radii), by family, in the order of seeds."""
+    found = {}
+    for family in families.PAPER:
+        own = sorted((row for row in rows if row["family"] == family), key=lambda r: r["seed"])
+        found[family] = np.array([row[entry] for row in own], float)  # None becomes nan
+    return found
+
+
+def _verdicts(rows: list[Row]) -> list[claims.Verdict]:
+    each = [
+        {**row, "radius": radius, "length": length, "step": step}
+        for row in rows
+        for radius, length, step in zip(row["radii"], row["lengths"], row["steps"], strict=True)
+    ]
+    runs = claims.runs_of(
+        each, lambda row: np.log(row["length"]), lambda row: row["step"] is None, gain="radius"
+    )
+    return [
+        claims.larger_weights(runs),
+        claims.fluctuates_most(runs, others=("orthogonal", "goe")),
+    ]
+
+
+def _table(
+    lengths: dict[str, np.ndarray], steps: dict[str, np.ndarray], radii: np.ndarray, n: int
+) -> str:
+    header = [
+        "family", "radius", "mean", "theory", "sd/mean", "theory", "median", "theory", "converged",
+    ]  # fmt: skip
     rows = []
     for family, values in lengths.items():
-        for k, radius in enumerate(RADII):
-            gain, q = _gain(family, radius), values[:, k]
+        for k, radius in enumerate(radii):
+            gain, q = gain_of(family, radius), values[:, k]
             median = "-"
             if family != "goe":
                 median = f"{float(theory.length_quantile(family, gain, n, 0.5)):.3f}"
             rows.append(
                 [
                     family,
-                    f"{radius:.2f}",
+                    f"{radius:g}",
                     f"{q.mean():.3f}",
                     f"{theory.length_mean(family, gain, n):.3f}",
                     f"{q.std(ddof=1) / q.mean():.3f}",
                     f"{_deviation(family, gain, n):.3f}",
                     f"{np.median(q):.3f}",
                     median,
+                    f"{np.isfinite(steps[family][:, k]).mean():.2f}",
                 ]
             )
-    draws = len(next(iter(lengths.values())))
     return (
-        f"# Length |z*|²/n of the linear DEQ, n = {n}, {draws} draws\n\n"
+        f"# Length |z*|²/n of the linear DEQ, n = {n}, {len(q)} draws\n\n"
         f"{report.markdown_table(header, rows)}\n\n"
         "radius: spectral radius in the limit of large n (orthogonal: exact). Theory: mean to "
         "order 1/n, sd/mean to leading order (orthogonal: both exact), median exact at this n "
         "(not known for GOE). For random and GOE the order-by-order columns fail close to radius "
         "1, where n(1 - r²)² and n(1 - r²)^1.5 are no longer large: there sd/mean is set by a "
-        "few draws."
+        f"few draws. converged: share of draws whose plain iteration reaches {_RTOL:g} in "
+        f"{_MAX_STEPS} steps. In the claims the gain is the radius, spreads are those of "
+        "log |z*|², and a run fails that does not converge."
     )
 
 
@@ -140,28 +208,32 @@ def _deviation(family: str, gain: float, n: int) -> float:
     return float(theory.length_relative_variance(family, gain, n) ** 0.5)
 
 
-def _draw(folder: Path, lengths: dict[str, np.ndarray], n: int) -> None:
+def _figure(folder: Path, lengths: dict[str, np.ndarray], radii: np.ndarray, n: int) -> None:
     figure, (left, right) = report.new_figure(2)
-    grid = np.linspace(RADII[0], RADII[-1], 60)
-    for family, values in lengths.items():
+    grid = np.linspace(radii[0], radii[-1], 60)
+    for k, (family, values) in enumerate(lengths.items()):
         colour = report.COLOURS[family]
         spread = values.std(axis=0, ddof=1) / values.mean(axis=0)
-        curve = [_deviation(family, _gain(family, r), n) for r in grid]
-        left.plot(RADII, spread, "o", color=colour, label=f"{family}, measured")
+        curve = [_deviation(family, gain_of(family, r), n) for r in grid]
+        left.plot(radii, spread, "o", color=colour, label=f"{family}, measured")
         left.plot(grid, curve, color=colour, label=f"{family}, theory")
+        where = np.repeat(radii + (k - 1) * 0.008, len(values))
+        right.plot(where, values.T.ravel(), ".", ms=2, alpha=0.25, color=colour)
         if family == "goe":
             continue
         low, middle, high = np.quantile(values, _BAND, axis=0)
         right.errorbar(
-            RADII, middle, [middle - low, high - middle], fmt="o", capsize=3, color=colour,
+            radii, middle, [middle - low, high - middle], fmt="o", capsize=3, color=colour,
             label=f"{family}, measured",
         )  # fmt: skip
-        bands = np.array([theory.length_quantile(family, _gain(family, r), n, _BAND) for r in grid])
+        bands = np.array(
+            [theory.length_quantile(family, gain_of(family, r), n, _BAND) for r in grid]
+        )
         right.fill_between(grid, bands[:, 0], bands[:, 2], color=colour, alpha=0.2)
         right.plot(grid, bands[:, 1], color=colour, label=f"{family}, exact law")
     left.set(yscale="log", xlabel="spectral radius of W", ylabel="sd / mean of |z*|²")
-    right.set(yscale="log", xlabel="spectral radius of W", ylabel="|z*|²/n: median, 16–84 %")
+    right.set(yscale="log", xlabel="spectral radius of W", ylabel="|z*|²/n: draws, median, 16–84 %")
     for axes in (left, right):
         axes.legend(fontsize=8)
     figure.suptitle(f"Linear DEQ z = Wz + x, n = {n}, {len(values)} draws", fontsize=10)
-    figure.savefig(folder / report.FIGURE)
+    report.save_figure(folder, figure)

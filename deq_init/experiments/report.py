@@ -3,91 +3,56 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import math
 import platform
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from deq_init import __version__
 from deq_init.errors import OutputError, require
+from deq_init.experiments.claims import Verdict
 
-RESULTS, TABLE, FIGURE = "results.jsonl", "table.md", "figure.png"
+TABLE, FIGURE = "table.md", "figure.png"
+_PACKAGES = {
+    "jax": ("jax", "jaxlib"),
+    "torch": ("torch",),
+    "keras": ("keras", "jax", "torch", "tensorflow-cpu", "tensorflow"),
+}
 
 
-def results_folder(name: str, output: str | Path | None) -> Path:
-    """Create and return the folder for an experiment's results.
-
-    Parameters
-    ----------
-    name : str
-        The experiment.
-    output : path or None
-        The folder; it may exist, but not hold results already. None chooses a new one below
-        ``deq-init-results`` in the working directory.
+def write_table(folder: Path, text: str) -> None:
+    """Write the folder's ``table.md``, last of all: it says that the run is finished.
 
     Raises
     ------
     OutputError
-        If it holds results already or cannot be created.
-    MissingFrameworkError
-        If what the report needs is not installed: found out before the work, not after it.
+        If it fails.
     """
-    require("matplotlib.figure", "experiments")
-    require("tqdm", "experiments")
-    if output is None:
-        base = Path("deq-init-results") / name
-        folder, number = base, 1
-        while (folder / RESULTS).exists():
-            number += 1
-            folder = base.with_name(f"{name}-{number}")
-    else:
-        folder = Path(output)
-        if (folder / RESULTS).exists():
-            raise OutputError(
-                f"expected a folder without results, received {folder}, which holds {RESULTS}. "
-                "Choose another folder with --output, or move the old results away."
-            )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / RESULTS).touch()
+        (folder / TABLE).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(
-            f"expected a folder that can be written to, received {folder}: {error}. "
-            "Choose another with --output."
-        ) from error
-    return folder
+        raise _unwritten(folder / TABLE, error) from error
 
 
-def append_rows(folder: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Append rows to the folder's results, as one JSON object a line.
+def environment(backend: str | None = None) -> dict[str, str]:
+    """Return the versions and the platform that results were obtained with.
 
-    Numbers that are not finite become null.
+    Parameters
+    ----------
+    backend : {"jax", "torch", "keras"}, optional
+        Whose versions, and device, to add.
     """
-    text = "".join(json.dumps(_plain(row), allow_nan=False) + "\n" for row in rows)
-    try:
-        with (folder / RESULTS).open("a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise OutputError(
-            f"expected to write to {folder / RESULTS}: {error}. What was written before is kept."
-        ) from error
-
-
-def write_table(folder: Path, text: str) -> None:
-    """Write the folder's ``table.md``."""
-    (folder / TABLE).write_text(text + "\n", encoding="utf-8")
-
-
-def environment() -> dict[str, str]:
-    """Return the versions and the platform that results were obtained with."""
     versions = {"deq-init": __version__, "python": platform.python_version()}
-    for package in ("numpy", "scipy", "jax", "jaxlib", "scikit-learn"):
+    for package in ("numpy", "scipy", *_PACKAGES.get(backend or "", ())):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+    if backend == "jax" and "jax" in sys.modules:
+        versions["device"] = sys.modules["jax"].devices()[0].device_kind
+    if backend == "keras" and "keras" in sys.modules:
+        versions["keras backend"] = sys.modules["keras"].backend.backend()
     return {**versions, "platform": platform.platform()}
 
 
@@ -117,19 +82,66 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
-def progress(items: Sequence[Any], description: str, quiet: bool) -> Iterable[Any]:
-    """Return the items under a progress bar on standard error."""
-    if quiet:
-        return items
-    bar: Iterable[Any] = require("tqdm", "experiments").tqdm(items, desc=description)
-    return bar
+def claims_table(verdicts: Sequence[Verdict], names: Sequence[str] | None = None) -> str:
+    """Return a Markdown table of verdicts, each with its test, effect size, interval and seeds.
+
+    Parameters
+    ----------
+    verdicts : sequence of Verdict
+        One for each line.
+    names : sequence of str, optional
+        What to say beside the claim of each.
+    """
+    header = ["claim", "verdict", "where", "effect [95 %]", "p", "seeds", "test"]
+    lines = []
+    for i, found in enumerate(verdicts):
+        effect = f"{found.effect:+.3g} [{found.low:.3g}, {found.high:.3g}] {found.unit}"
+        lines.append(
+            [
+                f"{names[i]}: {found.claim.strip()}" if names else found.claim.strip(),
+                f"**{found.verdict}**",
+                found.where,
+                effect,
+                f"{found.p:.2g}",
+                str(found.seeds),
+                found.test,
+            ]
+        )
+    return (
+        f"{markdown_table(header, lines)}\n\n"
+        "Claims are those of the paper; a positive effect is one that a claim says. Intervals: "
+        "bootstrap over seeds. p: two-sided, corrected for all gains (Holm). where: the gain with "
+        "the clearest effect, and the least clear of the comparisons that the claim takes there."
+    )
 
 
-def new_figure(columns: int) -> tuple[Any, Any]:
-    """Return a Matplotlib figure of one row of panels, and its axes; no display is needed."""
+def new_figure(columns: int, rows: int = 1) -> tuple[Any, Any]:
+    """Return a Matplotlib figure of rows of panels, and its axes; no display is needed."""
     figure_module = require("matplotlib.figure", "experiments")
-    figure = figure_module.Figure(figsize=(5.2 * columns, 4.0), layout="constrained", dpi=150)
-    return figure, figure.subplots(1, columns)
+    size = (5.2 * columns, 4.0 * rows)
+    figure = figure_module.Figure(figsize=size, layout="constrained", dpi=150)
+    return figure, figure.subplots(rows, columns)
+
+
+def save_figure(folder: Path, figure: Any) -> None:
+    """Write the folder's ``figure.png``.
+
+    Raises
+    ------
+    OutputError
+        If it fails.
+    """
+    try:
+        figure.savefig(folder / FIGURE)
+    except OSError as error:
+        raise _unwritten(folder / FIGURE, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"expected to write to {path}: {error}. The results are kept: make room, and run the same "
+        "command again."
+    )
 
 
 COLOURS = {
@@ -139,13 +151,3 @@ COLOURS = {
     "antisymmetric": "tab:purple",
 }
 """One colour for each family, in every figure."""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

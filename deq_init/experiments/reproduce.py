@@ -1,0 +1,116 @@
+"""The experiments by name: what each is made of, for the command line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deq_init.errors import OutputError
+from deq_init.experiments import fcn, fcn_report, jacobian, lengths, report, results, sweep
+from deq_init.experiments.results import Row
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment.
+
+    Attributes
+    ----------
+    grids : dict of str to dataclass
+        What is run, by ``--size``.
+    cells : callable
+        From a grid to configurations.
+    measure : callable
+        From a configuration to rows, in a worker.
+    render : callable
+        From a folder and rows to a table; it writes table and figure.
+    core_hours : callable
+        From configurations to what they cost.
+    require_ready : callable
+        Raises what the first cell would, for a grid.
+    """
+
+    grids: dict[str, Any]
+    cells: Callable[[Any], list[Row]]
+    measure: Callable[[Row], list[Row]]
+    render: Callable[[Path, list[Row]], str]
+    core_hours: Callable[[list[Row]], float]
+    require_ready: Callable[[Any], None] = lambda grid: None
+
+
+def _fcn(name: fcn.Name) -> Experiment:
+    return Experiment(
+        {size: fcn.GRIDS[name, size] for size in ("small", "full")},
+        lambda grid: fcn.cells(name, grid),
+        fcn.measure,
+        fcn_report.render,
+        fcn.core_hours,
+        lambda grid: fcn.require_ready(name, grid),
+    )
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "lengths": Experiment(
+        lengths.GRIDS, lengths.cells, lengths.measure, lengths.render, lengths.core_hours
+    ),
+    "jacobian": Experiment(
+        jacobian.GRIDS, jacobian.cells, jacobian.measure, jacobian.render, jacobian.core_hours
+    ),
+    "digits": _fcn("digits"),
+    "mnist": _fcn("mnist"),
+}
+
+
+def run(name: str, grid: Any, options: sweep.Options, announce: bool = False) -> Path:
+    """Run an experiment, or what is left of it, and return its results folder.
+
+    Parameters
+    ----------
+    name : str
+        Out of :data:`EXPERIMENTS`.
+    grid : dataclass
+        Such as those of its ``grids``.
+    options : sweep.Options
+        How.
+    announce : bool
+        Whether to say on standard error, before it starts, what it is expected to cost.
+    """
+    experiment = EXPERIMENTS[name]
+    experiment.require_ready(grid)
+    cells = experiment.cells(grid)
+    if announce:
+        print(
+            f"{name}: {len(cells)} cells, about {experiment.core_hours(cells):.3g} hours of one "
+            "CPU core; divide by the cores that it runs on.",
+            file=sys.stderr,
+        )
+    started = time.perf_counter()
+    folder = sweep.run(name, cells, experiment.measure, options)
+    text = experiment.render(folder, results.read(folder))
+    if not options.quiet:
+        print(text)
+        print(f"\n{time.perf_counter() - started:.1f} s. Results: {folder}")
+    return folder
+
+
+def rebuild(folder: Path) -> str:
+    """Write table and figure of a folder again, from its results alone, and return the table.
+
+    Raises
+    ------
+    OutputError
+        If there are no results of a known experiment, or the folder cannot be written to.
+    """
+    rows = results.read(folder)
+    name = rows[0].get("experiment")
+    if name not in EXPERIMENTS:
+        raise OutputError(
+            f"expected results of {', '.join(EXPERIMENTS)} in {folder}, received those of {name}. "
+            "Use the version of deq-init that made them."
+        )
+    text = EXPERIMENTS[name].render(folder, rows)
+    return f"{text}\n\n{folder / report.FIGURE}"
