@@ -1,7 +1,7 @@
-"""Data sets of the experiments: scikit-learn's digits, and MNIST.
+"""Data sets of the experiments: scikit-learn's digits, MNIST and WikiText.
 
-MNIST is looked for in the folder that the environment variable ``DEQ_INIT_DATA`` names, then in the
-user's cache, and is downloaded to that cache last.
+The last two are looked for in the folder that the environment variable ``DEQ_INIT_DATA`` names,
+then in the user's cache, and are downloaded to that cache last, with their checksums.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,11 @@ _MNIST_ARRAYS = {
     "y_train": (60000,),
     "x_test": (10000, 28, 28),
     "y_test": (10000,),
+}
+_WIKITEXT_URL = "https://s3.amazonaws.com/research.metamind.io/wikitext"
+_WIKITEXT_MD5 = {
+    "2": "542ccefacc6c27f945fb54453812b3cd",
+    "103": "9ddaacaf6af0710eda8c456decff7832",
 }
 
 
@@ -118,22 +123,97 @@ def find_mnist() -> Path:
     DataError, MissingFrameworkError
         As for :func:`mnist`.
     """
-    looked = []
+    looked = [folder / "mnist.npz" for folder in _named_folder()]
+    if looked and looked[0].is_file():
+        return looked[0]
+    return _download("mnist.npz", "it", _MNIST_URL, _MNIST_SHA256, looked)
+
+
+def wikitext(name: Literal["2", "103"], split: Literal["train", "valid", "test"]) -> list[str]:
+    """Return the words of a part of WikiText-2 or WikiText-103, ``<eos>`` after each line.
+
+    Parameters
+    ----------
+    name : {"2", "103"}
+        Which.
+    split : {"train", "valid", "test"}
+        The part. Rare words are ``<unk>`` in the files themselves.
+
+    Raises
+    ------
+    DataError
+        If the file is no text, or cannot be found or downloaded: it says where it looked.
+    MissingFrameworkError
+        If it must be looked for in the cache or downloaded, and pooch is not installed.
+
+    Notes
+    -----
+    In a folder, ``wikitext-2/train.txt`` or ``wikitext-2/wiki.train.tokens``, and so on.
+
+    References
+    ----------
+    Merity, Xiong, Bradbury & Socher, "Pointer sentinel mixture models" (2016), arXiv 1609.07843.
+    """
+    if name not in _WIKITEXT_MD5 or split not in ("train", "valid", "test"):
+        raise DataError(
+            f"expected WikiText '2' or '103' and a split 'train', 'valid' or 'test', received "
+            f"{name!r} and {split!r}. Pass e.g. '2' and 'train'."
+        )
+    looked: list[Path] = []
+    for folder in _named_folder():
+        looked += [folder / f"wikitext-{name}" / file for file in _wikitext_files(split)]
+    for path in looked:
+        if path.is_file():
+            return _words(path, path.read_bytes())
+    file = f"wikitext-{name}-v1.zip"
+    url = f"{_WIKITEXT_URL}/{file}"
+    wanted = f"wikitext-{name}/{split}.txt"
+    archive = _download(file, wanted, url, f"md5:{_WIKITEXT_MD5[name]}", looked)
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            text = zipped.read(f"wikitext-{name}/wiki.{split}.tokens")
+    except (OSError, KeyError, EOFError, *_CORRUPT) as error:
+        raise DataError(
+            f"expected {archive} to hold wiki.{split}.tokens, and reading it failed: {error}. "
+            "Delete the file, so that it is downloaded again."
+        ) from error
+    return _words(archive, text)
+
+
+def _wikitext_files(split: str) -> tuple[str, str]:
+    return f"{split}.txt", f"wiki.{split}.tokens"
+
+
+def _words(path: Path, text: bytes) -> list[str]:
+    try:
+        lines = text.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"expected {path} to be text in UTF-8, and it is not: {error}. Delete or replace it."
+        ) from error
+    words = [word for line in lines for word in (*line.split(), "<eos>")]
+    if all(word == "<eos>" for word in words):
+        raise DataError(f"expected words in {path}, received none. Delete or replace it.")
+    return words
+
+
+def _named_folder() -> list[Path]:
+    """Return the folder that the user has named, if any."""
     folder = os.environ.get("DEQ_INIT_DATA")
-    if folder:
-        looked.append(Path(folder) / "mnist.npz")
-        if looked[0].is_file():
-            return looked[0]
+    return [Path(folder)] if folder else []
+
+
+def _download(file: str, wanted: str, url: str, checksum: str, looked: list[Path]) -> Path:
+    """Return the file from the cache, or download it there."""
     pooch = require("pooch", "experiments")
     cache = Path(pooch.os_cache("deq-init"))
-    looked.append(cache / "mnist.npz")
     try:
-        return Path(pooch.retrieve(_MNIST_URL, _MNIST_SHA256, "mnist.npz", cache))
+        return Path(pooch.retrieve(url, checksum, file, cache))
     except Exception as error:  # pooch lets through whatever its downloader raises
-        places = " and ".join(map(str, looked))
+        places = " and ".join(map(str, [*looked, cache / file]))
         raise DataError(
-            f"expected mnist.npz at {places}, or a download from {_MNIST_URL}; neither worked: "
-            f"{error}. Put the file into a folder and set DEQ_INIT_DATA to that folder."
+            f"expected a file at {places}, or a download from {url}; neither worked: {error}. "
+            f"Put {wanted} into a folder and set DEQ_INIT_DATA to that folder."
         ) from error
 
 

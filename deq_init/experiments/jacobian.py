@@ -1,8 +1,8 @@
 """Length and Jacobian of the nonlinear DEQ z = φ(W z) + x against the gain, with theory.
 
-No training: for each family, activation and gain, W and an x of length √n are drawn, z* is found, and
-|z*|²/n and the norm and spectral radius of J = diag(φ'(W z*)) W, by LAPACK in float64, are compared
-with the mean field of :mod:`deq_init.theory`.
+No training: for each family, activation and gain, W and an x of length √n are drawn, z* is found,
+and |z*|²/n and the norm and spectral radius of J = diag(φ'(W z*)) W, by LAPACK in float64, are
+compared with the mean field of :mod:`deq_init.theory`.
 """
 
 from __future__ import annotations

@@ -107,7 +107,12 @@ class Results:
         """
         rows = list(rows)
         text = "".join(
-            json.dumps(_plain({"cell": key, "of": len(rows), **row}), allow_nan=False) + "\n"
+            json.dumps(
+                _plain({"cell": key, "of": len(rows), **row}),
+                allow_nan=False,
+                separators=(",", ":"),
+            )
+            + "\n"
             for row in rows
         )
         with self._locks.writing():

@@ -9,8 +9,10 @@ a network file system with POSIX locks.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,11 +130,12 @@ def _finish(
 ) -> None:
     """Run what is left; wait for cells that other processes run, and run those that they lose."""
     delayed = require("joblib", "experiments").delayed(_measured)
+    parent = os.getpid()
 
     def claimed() -> Iterator[Any]:
         for key, cell in by_key.items():
             if key not in results.rows and results.claim(key):
-                yield delayed(measure, key, cell)
+                yield delayed(measure, key, cell, parent)
 
     while len(results.rows) < len(by_key):
         before = len(results.rows)
@@ -146,15 +149,29 @@ def _finish(
 
 
 def _measured(
-    measure: Callable[[Row], list[Row]], key: str, cell: Row
-) -> tuple[str, list[dict[str, Any]]]:
+    measure: Callable[[Row], list[Row]], key: str, cell: Row, parent: int
+) -> tuple[str, list[Row]]:
     """Return the finished rows of a cell; this runs in a worker."""
+    if os.getppid() == parent:
+        _end_with(parent)
     _few_threads()
     begun = time.perf_counter()
     rows = measure(cell)
     seconds = round(time.perf_counter() - begun, 3)
     about = {"cell_seconds": seconds, "environment": report.environment(cell.get("backend"))}
     return key, [{**cell, **row, **about} for row in rows]
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """End this process when its parent does, which may be killed before it can say so."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _few_threads() -> None:
@@ -196,7 +213,7 @@ def _dask(options: Options) -> Iterator[None]:
         yield
         return
     try:
-        client = distributed.Client(options.scheduler, **_local(options))
+        client = distributed.Client(options.scheduler, timeout=10, **_local(options))
     except (OSError, ValueError) as error:
         raise EngineError(
             f"expected a Dask scheduler at {options.scheduler}, received {error}. Start one with: "
@@ -210,7 +227,7 @@ def _local(options: Options) -> dict[str, Any]:
     """Return what a Dask cluster on this machine is made of, if there is no other."""
     dask = require("dask", "dask")
     if options.scheduler is not None or dask.config.get("scheduler-address", None):
-        return {"timeout": 10}
+        return {}
     workers = options.jobs or require("joblib", "experiments").cpu_count()
     return {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
 

@@ -1,0 +1,271 @@
+"""Sweeps: each cell once whatever happens, in any number of processes, on each engine."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deq_init.errors import EngineError, MissingFrameworkError, OutputError
+from deq_init.experiments import report, results, sweep
+
+import toy_sweep
+
+SCRIPT = Path(toy_sweep.__file__)
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def run(folder, **options):
+    given = {name: options.pop(name) for name in ("count", "seeds") if name in options}
+    how = {"jobs": 1, "quiet": True, **options}
+    return sweep.run(
+        "toy", toy_sweep.cells(**given), toy_sweep.measure, sweep.Options(folder, **how)
+    )
+
+
+def start(folder, seconds=0.0, jobs=1, log="-", most="-"):
+    arguments = [str(a) for a in (folder, seconds, jobs, log, most)]
+    return subprocess.Popen([sys.executable, SCRIPT, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def assert_each_once(folder, count=8, seeds=2):
+    assert sorted((row["gain"], row["seed"]) for row in rows(folder)) == [
+        (gain, seed) for gain in range(count) for seed in range(seeds)
+    ]
+
+
+def wait_for(folder, lines):
+    deadline = time.monotonic() + 60
+    path = folder / "results.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") < lines:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_rows_carry_configuration_versions_seed_and_time(tmp_path):
+    run(tmp_path)
+    assert_each_once(tmp_path)
+    for row in rows(tmp_path):
+        assert row["value"] == pytest.approx(row["gain"] + row["seed"] / 10)
+        assert row["experiment"] == "toy"
+        assert row["of"] == 2
+        assert row["cell_seconds"] >= 0
+        assert row["environment"]["numpy"] == np.__version__
+    assert len({row["cell"] for row in rows(tmp_path)}) == 8
+
+
+def test_keys_depend_on_each_entry_and_on_no_order():
+    cell = {"a": 1, "b": [1.5, None], "c": {"d": "x"}}
+    assert results.key_of(cell) == results.key_of(dict(reversed(cell.items())))
+    changed = [{**cell, "a": 2}, {**cell, "b": [1.5]}, {**cell, "c": {}}, {"a": 1}]
+    assert len({results.key_of(other) for other in [cell, *changed]}) == 5
+
+
+def test_a_finished_folder_runs_nothing(tmp_path):
+    run(tmp_path)
+    before = (tmp_path / "results.jsonl").read_bytes()
+
+    def fail(cell):
+        raise AssertionError
+
+    sweep.run("toy", toy_sweep.cells(), fail, sweep.Options(tmp_path, jobs=1, quiet=True))
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_more_cells_are_added_to_those_that_are_there(tmp_path):
+    run(tmp_path, count=3)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    run(tmp_path)
+    assert_each_once(tmp_path)
+    assert (tmp_path / "results.jsonl").read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_kill_9_and_run_again(tmp_path, jobs):
+    process = start(tmp_path, seconds=0.3, jobs=jobs)
+    wait_for(tmp_path, 4)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = (tmp_path / "results.jsonl").read_bytes()
+    assert 2 <= kept.count(b"\n") // 2 < 8
+    again = start(tmp_path, seconds=0.3, jobs=jobs)
+    assert again.wait(60) == 0, again.stderr.read()
+    again.stderr.close()
+    assert_each_once(tmp_path)
+    assert (tmp_path / "results.jsonl").read_bytes().startswith(kept)
+
+
+@pytest.mark.parametrize("cut", [1, 40, -1])
+def test_what_a_crash_cut_off_is_run_again(tmp_path, cut):
+    """A torn line, and a cell of which a line is missing, at the end of the file."""
+    run(tmp_path)
+    path = tmp_path / "results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    torn = b"" if cut == -1 else lines[-1][:-cut]
+    path.write_bytes(b"".join(lines[:-1]) + torn)
+    assert len(results.read(tmp_path)) == 14
+    run(tmp_path)
+    assert_each_once(tmp_path)
+
+
+def test_two_processes_share_a_folder(tmp_path):
+    folder, log = tmp_path / "results", tmp_path / "log"
+    both = [start(folder, seconds=0.1, log=log) for _ in range(2)]
+    for process in both:
+        assert process.wait(60) == 0, process.stderr.read()
+        process.stderr.close()
+    assert_each_once(folder)
+    ran = [line.split() for line in log.read_text().splitlines()]
+    assert sorted(gain for gain, _ in ran) == [str(gain) for gain in range(8)]
+
+
+def test_a_cell_of_a_killed_process_is_taken_over(tmp_path):
+    folder, log = tmp_path / "results", tmp_path / "log"
+    stuck = start(folder, seconds=1.5, log=log)
+    while not log.exists():
+        time.sleep(0.02)
+    other = start(folder, seconds=1.5, log=log)
+    time.sleep(0.2)
+    stuck.kill()
+    stuck.communicate()
+    assert other.wait(60) == 0, other.stderr.read()
+    other.stderr.close()
+    assert_each_once(folder)
+
+
+def test_a_full_disk(tmp_path):
+    run(tmp_path, count=1)
+    size = (tmp_path / "results.jsonl").stat().st_size
+    (tmp_path / "results.jsonl").unlink()
+    process = start(tmp_path, most=int(3.5 * size))
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "OutputError: expected to write to" in error
+    assert "What was written before is kept" in error
+    assert len(rows(tmp_path)) == 6
+    again = start(tmp_path)
+    assert again.communicate(timeout=60)[1] == ""
+    assert_each_once(tmp_path)
+
+
+@contextlib.contextmanager
+def as_nobody():
+    """Root may write everywhere."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX permissions")
+def test_a_read_only_folder():
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run(folder, count=2)
+        folder.chmod(0o555)
+        for path in folder.iterdir():
+            path.chmod(0o444)
+        before = (folder / "results.jsonl").read_bytes()
+        with as_nobody():
+            with pytest.raises(OutputError, match="expected a folder that can be written to"):
+                run(folder)
+            with pytest.raises(OutputError, match=r"expected to write to .*table\.md"):
+                report.write_table(folder, "")
+            assert len(results.read(folder)) == 4
+        assert (folder / "results.jsonl").read_bytes() == before
+        folder.chmod(0o755)
+
+
+def test_results_of_other_cells_are_refused(tmp_path):
+    run(tmp_path, seeds=3, count=1)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    with pytest.raises(OutputError, match=r"of another: experiment toy, gain 0, seeds 3"):
+        run(tmp_path)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["mine\n", "[1]\n", '{"a": 1}\n'])
+def test_other_files_are_refused(tmp_path, content):
+    (tmp_path / "results.jsonl").write_text(content)
+    with pytest.raises(OutputError, match=r"expected .* to hold a result in each line"):
+        run(tmp_path)
+    assert (tmp_path / "results.jsonl").read_text() == content
+
+
+def test_default_folders_resume_or_are_new(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = run(None, count=3)
+    assert first.name == "toy"
+    # Unfinished, as it has no table yet: gone on with.
+    assert run(None, count=4) == first
+    report.write_table(first, "finished")
+    assert run(None, count=4).name == "toy-2"
+    # Another configuration.
+    assert run(None, seeds=1).name == "toy-3"
+
+
+def test_numbers_that_are_not_finite(tmp_path):
+    found = results.Results(tmp_path, ["a1"])
+    found.append("a1", [{"a": np.nan, "b": np.float32("inf"), "c": np.int64(3), "d": [np.inf]}])
+    found.close()
+    assert rows(tmp_path) == [{"cell": "a1", "of": 1, "a": None, "b": None, "c": 3, "d": [None]}]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as made:
+        yield made
+
+
+def test_dask_by_address(tmp_path, cluster):
+    log = tmp_path / "log"
+    options = sweep.Options(
+        tmp_path, engine="dask", scheduler=cluster.scheduler_address, quiet=True
+    )
+    sweep.run("toy", toy_sweep.cells(log=str(log)), toy_sweep.measure, options)
+    assert_each_once(tmp_path)
+    pids = {line.split()[1] for line in log.read_text().splitlines()}
+    assert str(os.getpid()) not in pids
+
+
+def test_dask_by_the_current_client(tmp_path, cluster):
+    with cluster.get_client():
+        run(tmp_path, engine="dask", jobs=None)
+    assert_each_once(tmp_path)
+
+
+def test_dask_that_is_not_there(tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+
+    def refuse(*arguments, **options):
+        raise OSError("timed out")
+
+    monkeypatch.setattr(distributed, "Client", refuse)
+    with pytest.raises(
+        EngineError, match=r"expected a Dask scheduler at tcp://x:1.*dask scheduler,"
+    ):
+        run(tmp_path, engine="dask", scheduler="tcp://x:1")
+
+
+def test_ray_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingFrameworkError, match=r"pip install 'deq-init\[ray\]'"):
+        run(tmp_path, engine="ray")
