@@ -97,9 +97,9 @@ def mnist() -> Split:
     """
     arrays = _read_mnist(find_mnist())
     return _split(
-        arrays["x_train"].reshape(60000, 784) / np.float32(255),
+        arrays["x_train"].reshape(-1, 784) / np.float32(255),
         arrays["y_train"],
-        arrays["x_test"].reshape(10000, 784) / np.float32(255),
+        arrays["x_test"].reshape(-1, 784) / np.float32(255),
         arrays["y_test"],
     )
 

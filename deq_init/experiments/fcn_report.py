@@ -90,7 +90,7 @@ def _runs_table(rows: list[Row]) -> str:
                 f"{accuracy.min():.1f}",
                 f"{accuracy.max():.1f}",
                 f"{np.mean([row['failed'] for row in group]):.2f}",
-                f"{np.median(loss):.3f}",
+                f"{np.median(loss):.3g}",
                 f"{np.mean([row['solver_steps'] for row in group]):.1f}",
                 f"{np.mean([row['not_converged'] for row in group]):.2f}",
             ]
