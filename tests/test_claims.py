@@ -114,6 +114,15 @@ def test_best_minimum_worst_average():
     assert claims.best_minimum_worst_average(runs(law, higher=False)).verdict == "not supported"
 
 
+def test_what_is_true_at_one_gain_and_reversed_at_another_is_undecided():
+    law = {ORTHOGONAL: lambda rng, gain: 0.9 + 0.05 * (gain - 0.75) + 0.001 * rng.random(SEEDS)}
+    found = claims.better_at_equal_gain(runs(law | {RANDOM: around(0.9, 0.001)}))
+    assert found.verdict == "undecided"
+    assert "gain 1: orthogonal − random; the reverse at gain 0.5" in found.where
+    better = claims.better_at_equal_gain(runs({ORTHOGONAL: around(0.95, 0.01), RANDOM: failing(1)}))
+    assert better.verdict == "supported"
+
+
 def test_few_seeds_decide_nothing():
     rows = [
         {"label": label, "nominal": 1.0, "seed": seed, "order": None, "x": x + seed / 100}

@@ -101,14 +101,8 @@ def test_mnist_from_the_cache(tmp_path, monkeypatch):
 
 
 LINES = " \n = Title = \n \n A <unk> word , and é . \n"
-WORDS = [
-    "<eos>",
-    *["=", "Title", "="],
-    "<eos>",
-    "<eos>",
-    *["A", "<unk>", "word", ",", "and", "é", "."],
-]
-WORDS.append("<eos>")
+WORDS = ["<eos>", "=", "Title", "=", "<eos>", "<eos>"]
+WORDS += ["A", "<unk>", "word", ",", "and", "é", ".", "<eos>"]
 
 
 @pytest.mark.parametrize("file", ["valid.txt", "wiki.valid.tokens"])
@@ -156,7 +150,7 @@ def test_damaged_wikitext(tmp_path, monkeypatch, content):
 
 
 def test_wikitext_of_another_name():
-    with pytest.raises(DataError, match="expected WikiText '2' or '103' .* received '3'"):
+    with pytest.raises(DataError, match=r"expected WikiText '2' or '103' .* received '3'"):
         data.wikitext("3", "test")
 
 

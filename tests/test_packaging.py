@@ -32,6 +32,7 @@ MODULES = [
     "deq_init.training",
     "deq_init.vocabulary",
     "deq_init.experiments.claims",
+    "deq_init.experiments.paper",
     "deq_init.experiments.report",
     "deq_init.experiments.results",
     "deq_init.numpy.initializers",

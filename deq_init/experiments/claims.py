@@ -13,7 +13,7 @@ Over gains, Holm's correction is applied. With α = 0.05 the claim is
   any of the differences significantly below 0;
 - *not supported* if some difference is significantly below 0 at some gain, and the claim holds
   significantly at none;
-- *undecided* otherwise: the interval holds both.
+- *undecided* otherwise: the interval holds both, or different gains say opposite things.
 """
 
 from __future__ import annotations
@@ -159,13 +159,31 @@ def larger_weights(runs: Runs, *, large: str = "orthogonal", small: str = "rando
     difference = _paired(f"{large} − {small}", usable[0] - usable[1])
     failures = sum(int(runs.failed[label, g].sum()) for label in (large, small) for g in gains)
     found = _decide(
-        LARGER,
+        f"{LARGER} (by failures)",
         {gains[-1]: [difference]},
         unit="largest usable gain",
         test="sign-flip on the largest gain up to which no run of the seed fails",
     )
     where = f"gains {gains[0]:g} to {gains[-1]:g}"
     return replace(found, where=where if failures else f"{where}: no run failed")
+
+
+def better_at_equal_gain(
+    runs: Runs, *, large: str = "orthogonal", small: str = "random"
+) -> Verdict:
+    """Compare the means, gain by gain: what larger weights cost, short of failure, counts here."""
+    parts = {
+        gain: [
+            _paired(
+                f"{large} − {small}",
+                _better(runs, runs.values[large, gain], runs.values[small, gain]),
+            )
+        ]
+        for gain in runs.gains(large, small)
+    }
+    return _decide(
+        f"{LARGER} (by the mean at equal gain)", parts, unit=runs.unit, test="sign-flip on the mean"
+    )
 
 
 def fluctuates_most(
@@ -205,7 +223,7 @@ def stable_at_cost(runs: Runs, *, goe: str = "goe, half gain") -> list[Verdict]:
         if len(gap) > 1:
             costs[gain] = [_paired(f"orthogonal − {goe}", gap)]
     cost = _decide("  at some cost", costs, unit=runs.unit, test="sign-flip where neither failed")
-    worse = max((stable, cost), key=lambda part: (part.verdict == "not supported", part.p))
+    worse = max((stable, cost), key=_trouble)
     decisions = {stable.verdict, cost.verdict}
     verdict: Decision = "undecided"
     if decisions == {"supported"}:
@@ -291,6 +309,9 @@ def _decide(
         verdict = "not supported"
         gain, part, p = min(fails, key=lambda found: found[2])
     where = f"gain {gain:g}: {part.name}"
+    if holds and fails:
+        against = min(fails, key=lambda found: found[2])
+        where += f"; the reverse at gain {against[0]:g}: {against[1].name}"
     return Verdict(
         claim, verdict, where, part.effect, part.low, part.high, unit, test, p, part.seeds
     )
@@ -299,6 +320,11 @@ def _decide(
 def _doubt(part: Difference) -> tuple[bool, float]:
     """Order differences by how little they are positive."""
     return (part.effect <= 0, part.p if part.effect > 0 else -part.p)
+
+
+def _trouble(found: Verdict) -> tuple[int, float]:
+    """Order parts of a claim by how little they support it."""
+    return (("supported", "undecided", "not supported").index(found.verdict), found.p)
 
 
 def _better(runs: Runs, first: Array, second: Array) -> Array:

@@ -42,6 +42,7 @@ def _part(rows: list[Row]) -> str:
     runs = runs_of(rows)
     found = [
         claims.larger_weights(runs),
+        claims.better_at_equal_gain(runs),
         claims.fluctuates_most(runs),
         *claims.stable_at_cost(runs),
         *claims.stable_at_cost(runs, goe="goe")[:1],

@@ -96,6 +96,8 @@ def claims_table(verdicts: Sequence[Verdict], names: Sequence[str] | None = None
     lines = []
     for i, found in enumerate(verdicts):
         effect = f"{found.effect:+.3g} [{found.low:.3g}, {found.high:.3g}] {found.unit}"
+        if not found.seeds:
+            effect = "-"
         lines.append(
             [
                 f"{names[i]}: {found.claim.strip()}" if names else found.claim.strip(),
