@@ -94,7 +94,7 @@ def measure(cell: Row) -> list[Row]:
 def core_hours(configurations: list[Row]) -> float:
     """Return about how many hours of one core the cells take."""
     # Eigenvalues take some 25 n³ operations, singular values 5, at a fraction of the peak.
-    return sum(cell["seeds"] * 30.0 * cell["n"] ** 3 / 4e9 for cell in configurations) / 3600
+    return sum(cell["seeds"] * 30.0 * cell["n"] ** 3 / 1e10 for cell in configurations) / 3600
 
 
 def render(folder: Path, rows: list[Row]) -> str:
