@@ -3,10 +3,12 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pooch
@@ -18,6 +20,7 @@ from deq_init.experiments import fcn, results
 from deq_init.jax import training as jax_training
 from deq_init.torch import training as torch_training
 
+PUBLISHED = Path(__file__).parents[1] / "docs" / "results"
 PNG = b"\x89PNG\r\n\x1a\n"
 LABELS = {"random": 1, "orthogonal": 1, "goe": 1, "goe, half gain": 0.5}
 
@@ -233,6 +236,15 @@ def test_results_of_another_experiment_are_kept(tmp_path, capsys):
         assert cli.main(["reproduce", *other, "--output", str(tmp_path)]) == 1
         assert "of another: experiment lengths" in capsys.readouterr().err
     assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in PUBLISHED.iterdir()))
+def test_published_tables_are_those_of_the_published_results(name, tmp_path, capsys):
+    shutil.copy(PUBLISHED / name / "results.jsonl", tmp_path)
+    assert cli.main(["report", str(tmp_path)]) == 0
+    table = (PUBLISHED / name / "table.md").read_text()
+    assert (tmp_path / "table.md").read_text() == table
+    assert len({row["cell"] for row in rows(tmp_path)}) > 10
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
