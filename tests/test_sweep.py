@@ -130,18 +130,30 @@ def test_two_processes_share_a_folder(tmp_path):
     assert sorted(gain for gain, _ in ran) == [str(gain) for gain in range(8)]
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from deq_init.experiments.locks import Locks
+assert Locks(Path(sys.argv[1]) / "results.jsonl.lock").claim(sys.argv[2])
+print("held", flush=True)
+time.sleep(100)
+"""
+
+
 def test_a_cell_of_a_killed_process_is_taken_over(tmp_path):
-    folder, log = tmp_path / "results", tmp_path / "log"
-    stuck = start(folder, seconds=1.5, log=log)
-    while not log.exists():
-        time.sleep(0.02)
-    other = start(folder, seconds=1.5, log=log)
-    time.sleep(0.2)
-    stuck.kill()
-    stuck.communicate()
+    key = results.key_of(toy_sweep.cells()[3])
+    command = [sys.executable, "-c", HOLD, str(tmp_path), key]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        other = start(tmp_path)
+        wait_for(tmp_path, 14)
+        time.sleep(1)
+        assert key not in {row["cell"] for row in rows(tmp_path)}
+        assert other.poll() is None
+        holder.kill()
     assert other.wait(60) == 0, other.stderr.read()
     other.stderr.close()
-    assert_each_once(folder)
+    assert_each_once(tmp_path)
 
 
 def test_a_full_disk(tmp_path):
