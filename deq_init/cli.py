@@ -87,6 +87,12 @@ def _add_experiments(experiments: Any) -> None:
     jacobian.add_argument("--activations", nargs="+", choices=["tanh", "relu", "hard_tanh", "gelu"])
     digits = experiments.add_parser("digits", help="DEQ-FCN on scikit-learn's handwritten digits")
     mnist = experiments.add_parser("mnist", help="DEQ-FCN on MNIST")
+    wikitext = experiments.add_parser("wikitext", help="DEQ-transformer on WikiText")
+    wikitext.add_argument("--steps", type=_number(int, 0), help="of training")
+    wikitext.add_argument("--learning-rate", type=_number(float, 0), help="of Adam")
+    wikitext.add_argument(
+        "--norms", nargs="+", choices=["post", "pre", "none"], help="layer normalization"
+    )
     for trained in (digits, mnist):
         trained.add_argument("--epochs", type=_number(int, 0))
         trained.add_argument(
@@ -96,11 +102,12 @@ def _add_experiments(experiments: Any) -> None:
             help="run these settings, too, which hide the differences: adam, anderson, clipping, "
             "'20 steps', 'width 256'; all of them if none is named",
         )
+    for trained in (digits, mnist, wikitext):
         trained.add_argument(
             "--backend", choices=["jax", "torch", "keras"], help="what trains (default: jax)"
         )
     mnist.add_argument("--orders", type=_number(int, 0), help="data orders, crossed with seeds")
-    for swept in (jacobian, digits, mnist):
+    for swept in (jacobian, digits, mnist, wikitext):
         swept.add_argument("--gains", type=_number(float, 0), nargs="+", metavar="GAIN")
         swept.add_argument("--seeds", type=_number(int, 0), help="runs for each cell")
         swept.add_argument("--first-seed", type=int)
@@ -192,7 +199,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     }
     if "regimes" in changes:
         changes["regimes"] = fcn.require_regimes(changes["regimes"])
-    for several in ("gains", "activations"):
+    for several in ("gains", "activations", "norms"):
         if several in changes:
             changes[several] = tuple(dict.fromkeys(changes[several]))
     how = sweep.Options(

@@ -24,7 +24,7 @@ def train(
     vocabulary: int,
     seeds: np.ndarray,
 ) -> Outcome:
-    """Train one model for each seed, all of them in one vmapped computation.
+    """Train one model for each seed, all of them in one compiled computation.
 
     Parameters
     ----------
@@ -112,4 +112,7 @@ def _train(
         nll = jax.lax.map(lambda part: loss(state[0], part)[0], parts).mean()
         return Outcome(jnp.exp(nll), losses[-1], steps.mean(), stopped.mean())
 
+    if jax.default_backend() == "cpu":
+        # There, a seed that has converged would wait for the slowest at each step.
+        return jax.lax.map(lambda seed: train(*seed), (params, starts))
     return jax.vmap(train)(params, starts)

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from deq_init.errors import OutputError
-from deq_init.experiments import fcn, fcn_report, jacobian, lengths, report, results, sweep
+from deq_init.experiments import (
+    fcn,
+    fcn_report,
+    jacobian,
+    lengths,
+    report,
+    results,
+    sweep,
+    wikitext,
+    wikitext_report,
+)
 from deq_init.experiments.results import Row
 
 
@@ -62,6 +72,14 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "digits": _fcn("digits"),
     "mnist": _fcn("mnist"),
+    "wikitext": Experiment(
+        wikitext.GRIDS,
+        wikitext.cells,
+        wikitext.measure,
+        wikitext_report.render,
+        wikitext.core_hours,
+        wikitext.require_ready,
+    ),
 }
 
 
