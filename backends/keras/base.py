@@ -30,7 +30,7 @@ _INITIALIZERS: dict[str, Any] = {
 _SCALES = ("gain", "spectral_norm", "spectral_radius")
 
 
-class Equilibrium(keras.Model):  # type: ignore[misc]
+class Equilibrium(keras.Model):
     """A model whose output is read from a fixed point.
 
     A subclass has ``cell(z, injected)``, and calls :meth:`_create` at the end of its own

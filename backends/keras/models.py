@@ -21,7 +21,7 @@ __all__ = ["ACTIVATIONS", "DEQFCN", "DEQTransformer"]
 
 
 @keras.saving.register_keras_serializable(package="deq_init", name="DEQFCN")
-class DEQFCN(Equilibrium):  # type: ignore[misc]
+class DEQFCN(Equilibrium):
     """The fully-connected DEQ: z* = φ(z* W) + x U + c, logits z* R + b.
 
     The model maps x to logits, so that ``compile`` and ``fit`` take it as it is; :meth:`solve`

@@ -21,7 +21,7 @@ from deq_init.transformer import Norm
 
 
 @keras.saving.register_keras_serializable(package="deq_init", name="DEQTransformer")
-class DEQTransformer(Equilibrium):  # type: ignore[misc]
+class DEQTransformer(Equilibrium):
     """The DEQ-transformer: one weight-tied block, its input in q, k and v; a language model.
 
     The model maps tokens to logits, so that ``compile`` and ``fit`` take it as it is;
