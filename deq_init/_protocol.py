@@ -128,8 +128,8 @@ class MutablePrimitives(MatrixPrimitives, Protocol):
         """Add a @ b to c, in place."""
 
 
-class IterationPrimitives(Protocol):
-    """Loops and batches of vectors, for :mod:`deq_init.spectra` and :mod:`deq_init.fixed_point`.
+class LoopPrimitives(Protocol):
+    """Loops over batches of vectors, for :mod:`deq_init.fixed_point` and its gradients.
 
     Indices and conditions are Python's own where the framework is eager, arrays where it traces.
     """
@@ -165,15 +165,6 @@ class IterationPrimitives(Protocol):
     def take(self, x: Array, index: Any) -> Array:
         """``x[:, index]``."""
 
-    def leading(self, x: Array, count: Any) -> Array:
-        """``x[:, :count]``; or all of x, whose entries after it are zero, if count is traced."""
-
-    def at_length(self, count: Any, longest: int, f: Callable[[int], Any]) -> Any:
-        """``f(k)`` for k = count, or for the next of a few lengths up to the longest."""
-
-    def put_leading(self, x: Array, part: Array) -> Array:
-        """``x`` with ``part`` in place of the entries that ``leading`` gave of it."""
-
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """Arrays joined along an axis."""
 
@@ -189,9 +180,6 @@ class IterationPrimitives(Protocol):
     def isfinite(self, x: Array) -> Array:
         """Whether each entry is finite."""
 
-    def sum(self, x: Array, axis: int) -> Array:
-        """Sum along an axis."""
-
     def lengths(self, x: Array) -> Array:
         """Euclidean lengths along the last axis."""
 
@@ -201,14 +189,30 @@ class IterationPrimitives(Protocol):
     def sqrt(self, x: Array) -> Array:
         """Square root."""
 
-    def largest(self, x: Array) -> Array:
-        """Largest modulus of an entry, a scalar array."""
-
     def minimum(self, x: Any, y: Any) -> Any:
         """The smaller of two, entry by entry."""
 
     def maximum(self, x: Any, y: Any) -> Any:
         """The larger of two, entry by entry."""
+
+
+class IterationPrimitives(LoopPrimitives, Protocol):
+    """What bases of many vectors take besides, for :mod:`deq_init.spectra`."""
+
+    def leading(self, x: Array, count: Any) -> Array:
+        """``x[:, :count]``; or all of x, whose entries after it are zero, if count is traced."""
+
+    def at_length(self, count: Any, longest: int, f: Callable[[int], Any]) -> Any:
+        """``f(k)`` for k = count, or for the next of a few lengths up to the longest."""
+
+    def put_leading(self, x: Array, part: Array) -> Array:
+        """``x`` with ``part`` in place of the entries that ``leading`` gave of it."""
+
+    def sum(self, x: Array, axis: int) -> Array:
+        """Sum along an axis."""
+
+    def largest(self, x: Array) -> Array:
+        """Largest modulus of an entry, a scalar array."""
 
     def eigh(self, x: Array) -> tuple[Array, Array]:
         """Eigenvalues, rising, and eigenvectors of symmetric matrices."""

@@ -40,7 +40,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deq_init import fixed_point
-from deq_init._protocol import Array, IterationPrimitives
+from deq_init._protocol import Array, LoopPrimitives
 from deq_init.errors import ActivationError, ModelError, ShapeError, SolverError
 from deq_init.fixed_point import Method, Solution
 
@@ -53,7 +53,7 @@ STREAMS = {"W": 0, "U": 1, "R": 2}
 
 
 def adjoint(
-    xp: IterationPrimitives,
+    xp: LoopPrimitives,
     vjp: Callable[[Array], Array],
     g: Array,
     lost: Array,
@@ -67,7 +67,7 @@ def adjoint(
 
     Parameters
     ----------
-    xp : IterationPrimitives
+    xp : LoopPrimitives
         The backend's arrays and loops.
     vjp : callable
         u -> Jᵀu, each row for itself.
@@ -94,7 +94,7 @@ def adjoint(
 
 
 def replay(
-    xp: IterationPrimitives, f: Callable[[Array], Array], z0: Array, counts: Array, most: int
+    xp: LoopPrimitives, f: Callable[[Array], Array], z0: Array, counts: Array, most: int
 ) -> Array:
     """Apply f to each sample so many times, ``most`` at most, in a loop that autodiff unrolls."""
 
@@ -105,7 +105,7 @@ def replay(
     return xp.fori_loop(0, most, body, (z0,))[0]
 
 
-def lost_samples(xp: IterationPrimitives, solution: Solution) -> Array:
+def lost_samples(xp: LoopPrimitives, solution: Solution) -> Array:
     """Return which samples have no residual: f was not finite there, or blew up."""
     return ~xp.isfinite(solution.residual)
 

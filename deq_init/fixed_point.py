@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deq_init._protocol import Array, IterationPrimitives
+from deq_init._protocol import Array, LoopPrimitives
 from deq_init.errors import SolverError
 from deq_init.spectra import epsilon_of
 
@@ -55,7 +55,7 @@ class Solution:
 
 
 def solve(
-    xp: IterationPrimitives,
+    xp: LoopPrimitives,
     f: Callable[[Array], Array],
     z0: Array,
     *,
@@ -69,7 +69,7 @@ def solve(
 
     Parameters
     ----------
-    xp : IterationPrimitives
+    xp : LoopPrimitives
         The backend's arrays and loops.
     f : callable
         Maps arrays of shape (batch, n) to such, each row for itself.
@@ -183,7 +183,7 @@ def _is_real(x: Any) -> bool:
 
 
 def _correction(
-    xp: IterationPrimitives,
+    xp: LoopPrimitives,
     count: Any,
     target: Array,
     r: Array,
@@ -197,14 +197,13 @@ def _correction(
     """
     last_target, last_r, moves, changes, scales, gram = history
     # At the first step there is nothing to take a difference of.
-    later = xp.minimum(count, xp.integer(1))
-    slot = (count - later) % changes.shape[1]
+    slot = (count - xp.minimum(count, xp.integer(1))) % changes.shape[1]
     change = r - last_r
     changes = xp.put(changes, slot, change)
     moves = xp.put(moves, slot, target - last_target)
     row = (change[:, None] @ xp.transpose(changes))[:, 0]
     length = xp.sqrt(xp.take(row, slot))
-    scale = xp.where(length > 0, 1.0 / xp.maximum(length, _TINY), 0.0) * later
+    scale = xp.where((length > 0) & (count > 0), 1.0 / xp.maximum(length, _TINY), 0.0)
     scales = xp.put(scales, slot, scale)
     row = row * scale[:, None] * scales
     gram = xp.put(xp.transpose(xp.put(gram, slot, row)), slot, row)
@@ -214,7 +213,7 @@ def _correction(
     return correction, [target, r, moves, changes, scales, gram]
 
 
-def _solve(xp: IterationPrimitives, a: Array, b: Array, ridge: float) -> Array:
+def _solve(xp: LoopPrimitives, a: Array, b: Array, ridge: float) -> Array:
     """Return (a + ridge)⁻¹ b of small matrices that are positive semidefinite up to rounding.
 
     Gauss and Jordan's elimination, in which no pivot may fall below half the ridge: each is at

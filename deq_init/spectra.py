@@ -344,7 +344,8 @@ def _times(xp: IterationPrimitives, w: Array, x: Array) -> Array:
 
 def epsilon_of(x: Array) -> float:
     """Return the machine epsilon of an array's dtype."""
-    return float(np.finfo(str(x.dtype).rpartition(".")[2]).eps)
+    name = getattr(x.dtype, "name", None) or str(x.dtype).rpartition(".")[2]
+    return float(np.finfo(name).eps)
 
 
 def _components(basis: Array, x: Array) -> Array:

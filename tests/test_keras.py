@@ -130,7 +130,7 @@ def test_keras_on_its_other_backends(other):
     """The same tests, in a process whose Keras runs on another backend."""
     selected = ["test_families.py", "test_scale.py", "test_statistics.py", "test_layers.py"]
     selected += ["test_errors.py", "test_keras.py", "test_keras_reach.py", "test_keras_models.py"]
-    selected += ["test_keras_jacobian.py"]
+    selected += ["test_keras_jacobian.py", "test_keras_equilibrium.py"]
     here = os.path.dirname(__file__)
     result = subprocess.run(
         [

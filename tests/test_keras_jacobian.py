@@ -324,11 +324,74 @@ def test_under_jit():
 
 
 @pytest.mark.skipif(KERAS_BACKEND != "tensorflow", reason="about tf.function")
-def test_a_traced_state_is_an_error():
+@pytest.mark.parametrize("name", ["jacobian_norm", "jacobian_spectral_radius"])
+def test_a_traced_jacobian_is_an_error(name):
     import tensorflow as tf
 
-    with pytest.raises(DTypeError, match="outside of tf"):
-        tf.function(lambda z: deq_init.keras.fixed_point(lambda z: z, z).value)(tf.ones((1, 2)))
+    measure = getattr(deq_init.keras, name)
+    for z in (tf.ones((1, 2)), None):
+        with pytest.raises(DTypeError, match="outside of tf"):
+            tf.function(lambda z: measure(lambda z: z / 2, tf.ones((1, 2)) if z is None else z))(z)
+
+
+@pytest.mark.skipif(KERAS_BACKEND != "tensorflow", reason="about tf.function")
+@pytest.mark.parametrize("method", ["plain", "anderson"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_traced_fixed_points_are_the_eager_ones(compiled, method):
+    import tensorflow as tf
+
+    f, _, _, x = problem("random", "tanh")
+    bad = x.copy()
+    bad[1, 2] = np.nan
+    options = {"method": method, "rtol": 1e-6}
+
+    @tf.function(jit_compile=compiled)
+    def traced(x):
+        found = deq_init.keras.fixed_point(lambda z: f(z) + x, tf.zeros_like(x), **options)
+        return found.value, found.residual, found.steps, found.converged
+
+    eager = deq_init.keras.fixed_point(lambda z: f(z) + bad, np.zeros_like(x), **options)
+    value, residual, steps, converged = map(array, traced(bad))
+    np.testing.assert_allclose(value, array(eager.value), atol=1e-5)
+    assert np.isinf(residual).tolist() == [False, True, False]
+    assert abs(steps - array(eager.steps)).max() <= 1
+    assert converged.tolist() == array(eager.converged).tolist() == [True, False, True]
+
+
+@pytest.mark.skipif(KERAS_BACKEND != "tensorflow", reason="about tf.function")
+def test_traced_states_of_unknown_batch():
+    """(a, b) -> (b, layer(a) / 2 + 1): float16 beside float32, and a layer that is not built."""
+    import tensorflow as tf
+
+    layer = keras.layers.Dense(4, kernel_initializer=deq_init.keras.GOE(gain=0.3, seed=0))
+    batches = set()
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 2, 2), tf.float16)])
+    def traced(a):
+        batches.add(a.shape[0])
+
+        def f(state):
+            a, b = state
+            new = layer(tf.reshape(tf.cast(a, tf.float32), (-1, 4))) / 2 + 1
+            return tf.reshape(tf.cast(b, tf.float16), (-1, 2, 2)), new
+
+        found = deq_init.keras.fixed_point(f, (a, tf.zeros((tf.shape(a)[0], 4))), rtol=1e-3)
+        return found.value, found.converged
+
+    for batch in (3, 0):
+        (a, b), converged = traced(np.ones((batch, 2, 2), np.float16))
+        assert array(converged).tolist() == [True] * batch
+        np.testing.assert_allclose(array(a).reshape(-1, 4), array(b), atol=5e-3)
+        exact = np.linalg.solve(np.eye(4) - array(layer.kernel).T / 2, np.ones(4))
+        np.testing.assert_allclose(array(b), np.tile(exact, (batch, 1)), rtol=1e-2)
+    assert batches == {None}
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec((2, None), tf.float32)])
+    def unknown(z):
+        return deq_init.keras.fixed_point(lambda z: z / 2, z).value
+
+    with pytest.raises(ShapeError, match="other than the batch"):
+        unknown(np.ones((2, 3), np.float32))
 
 
 @pytest.mark.parametrize(

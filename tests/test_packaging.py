@@ -48,8 +48,11 @@ MODULES = [
     "deq_init.jax.jacobian",
     "deq_init.jax.models",
     "deq_init.jax.verdict",
+    "deq_init.keras.implicit",
     "deq_init.keras.initializers",
     "deq_init.keras.jacobian",
+    "deq_init.keras.models",
+    "deq_init.keras.transformer",
     "deq_init.keras.selection",
     "deq_init.keras.verdict",
 ]

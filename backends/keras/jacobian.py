@@ -2,7 +2,7 @@
 
 =========== ======= ===================================================================
 TensorFlow  eagerly NumPy's loops around f and its derivatives, see :mod:`deq_init.keras.loops`
-TensorFlow  traced  an error
+TensorFlow  traced  fixed points as ``tf.while_loop``; the Jacobian is an error
 JAX         eagerly NumPy's loops: only f and its derivatives are compiled
 JAX         traced  :mod:`deq_init.jax`'s
 PyTorch             :mod:`deq_init.torch`'s
@@ -69,9 +69,12 @@ def fixed_point(
 
     Notes
     -----
-    Half precision is computed in float32 between the evaluations of f. TensorFlow and PyTorch
-    call f eagerly, outside of ``tf.function``. JAX calls it once, so that its layers are built,
-    and then compiles it, without its updates of variables; this works under ``jax.jit`` too.
+    Half precision is computed in float32 between the evaluations of f. PyTorch calls f eagerly, and
+    so does TensorFlow outside of ``tf.function``. Inside of it, with ``jit_compile`` or without,
+    f is called once, so that its layers are built, and once more as the body of a loop; AutoGraph
+    leaves it as it is. JAX calls f once, too, and then compiles it, without its updates of
+    variables; this works under ``jax.jit`` as well. :mod:`deq_init.keras.implicit` gives the value
+    a gradient.
 
     Examples
     --------
@@ -286,7 +289,9 @@ elif keras.backend.backend() == "jax":
         f = loops.without_updates(f)
         # Layers are built by a call, and cannot be within a trace.
         y = f(x)
-        return (_jax if loops.is_traced(x) or loops.is_traced(y) else loops), f
+        if loops.is_traced(x) or loops.is_traced(y):
+            return _jax, loops.without_gradient(f, x)
+        return loops, f
 
     def _rescale(
         variables: Sequence[keras.Variable], f: Vectors, z0: Any, **options: Any
@@ -296,10 +301,10 @@ elif keras.backend.backend() == "jax":
         return loops.rescale_jacobian(variables, f, z0, **options)
 
 else:
-    from deq_init.keras import loops
+    from deq_init.keras import loops, traced
 
     def _engine(f: Vectors, x: Any) -> tuple[Any, Vectors]:
         """Return what computes on vectors, and f as it takes it."""
-        return loops, f
+        return (traced if loops.is_traced(x) else loops), f
 
     _rescale = loops.rescale_jacobian

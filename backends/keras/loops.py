@@ -149,6 +149,7 @@ def _array(z: Any) -> Any:
 
 if keras.backend.backend() == "jax":
     import jax
+    from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
     from deq_init.jax.eager import Compiled
 
@@ -188,6 +189,24 @@ if keras.backend.backend() == "jax":
 
         return apart
 
+    def closed(f: Vectors, z: Any) -> tuple[Callable[[list[Any], Any], Any], list[Any]]:
+        """Return f(values, z) and the values: all that f uses besides z, traced or not.
+
+        JAX differentiates in arguments, and the values of Keras's variables are none.
+        """
+        jaxpr = jax.make_jaxpr(f)(z)
+
+        def function(values: list[Any], z: Any) -> Any:
+            return jaxpr_as_fun(ClosedJaxpr(jaxpr.jaxpr, values))(z)[0]
+
+        return function, list(jaxpr.consts)
+
+    def without_gradient(f: Vectors, z: Any) -> Vectors:
+        """Return f with all that it uses besides z as a constant of differentiation."""
+        function, values = closed(f, z)
+        fixed = jax.lax.stop_gradient(values)
+        return lambda z: function(fixed, z)
+
     def build(f: Vectors, z0: Any) -> None:
         """Call f, which builds its layers: that cannot be done within a trace."""
         without_updates(f)(z0)
@@ -206,8 +225,9 @@ else:
             self.function = f
 
         def __call__(self, x: Any) -> Any:
-            """Return f(x)."""
-            return self.function(tf.constant(x)).numpy()
+            """Return f(x), of which no tape keeps anything."""
+            with tf.init_scope():
+                return self.function(tf.constant(x)).numpy()
 
         def products(self, z: Any) -> tuple[Product, Product]:
             """Return products with the Jacobian of f at z and with its transpose.
@@ -247,5 +267,5 @@ else:
         """Nothing: the first call builds layers."""
 
     def is_traced(x: Any) -> bool:
-        """Return whether the values of a tensor are not known yet."""
-        return tf.is_symbolic_tensor(x)
+        """Return whether the values of a tensor, or what f makes of it, are not known yet."""
+        return tf.is_symbolic_tensor(x) or not tf.executing_eagerly()

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from deq_init import states
-from deq_init.errors import DTypeError
+from deq_init.errors import DTypeError, ShapeError
 
 State = Any
 """A tensor of shape (batch, ...), or a tuple, list or dictionary of states."""
@@ -26,14 +26,18 @@ class Flat:
         leaves = _leaves(z)
         self._tree = z
         self._dtypes = [keras.backend.standardize_dtype(leaf.dtype) for leaf in leaves]
-        self.layout = states.layout([leaf.shape for leaf in leaves], self._dtypes)
+        self.layout = states.layout(map(_shape, leaves), self._dtypes)
 
     def flatten(self, z: State, source: str = "f") -> Any:
         """Return a state of this layout, which source returned, as one tensor."""
         leaves = _leaves(z)
         same = _structure(z) == _structure(self._tree)
-        states.require_like(self.layout, [leaf.shape for leaf in leaves], same, source)
         batch = self.layout.batch
+        shapes = [
+            (batch, *shape[1:]) if -1 in (batch, *shape[:1]) else shape
+            for shape in map(_shape, leaves)
+        ]
+        states.require_like(self.layout, shapes, same, source)
         flat = [
             ops.cast(ops.reshape(leaf, (batch, end - begin)), self.layout.dtype)
             for leaf, (begin, end) in zip(leaves, self.layout.bounds, strict=True)
@@ -73,6 +77,17 @@ def _tensor(leaf: Any) -> Any:
         f"expected a state of tensors, in tuples, lists or dictionaries, received "
         f"{type(leaf).__name__}. Convert it with keras.ops.convert_to_tensor."
     )
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    """Return a tensor's shape, with -1 for a batch that TensorFlow will know when it runs."""
+    shape = tuple(leaf.shape)
+    if None in shape[1:]:
+        raise ShapeError(
+            f"expected a state whose lengths are known, other than the batch, received shape "
+            f"{shape}. Set them with tf.ensure_shape."
+        )
+    return (-1, *shape[1:]) if None in shape else shape
 
 
 def _structure(z: State) -> Any:
