@@ -3,8 +3,9 @@
 In the process: ``measure(build(...), samples(...), labels(...))``. In a process of its own, with
 KERAS_BACKEND set (and JAX_ENABLE_X64=1 for float64): ``python keras_parity.py REQUEST OUT.npz``,
 with a request as JSON:
-``{"model": "DEQFCN", "arguments": {"inputs": 5, ...}, "dtype": "float64", "batch": 4}``. The arrays
-in the file are ``z``, ``loss``, ``weights/NAME`` and ``gradients/NAME``, kernels (in, out).
+``{"model": "DEQFCN", "arguments": {"inputs": 5, ...}, "dtype": "float64", "batch": 4}``, and with
+``"load"`` or ``"save"`` a checkpoint to take the weights from, or to write them to. The arrays in
+the file are ``z``, ``loss``, ``weights/NAME`` and ``gradients/NAME``, kernels (in, out).
 """
 
 import json
@@ -14,6 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from deq_init import checkpoint
 from deq_init.keras import models
 
 LENGTH = 6
@@ -112,6 +114,10 @@ def main(request, out):
     name, arguments = request["model"], request["arguments"]
     dtype, batch = request["dtype"], request["batch"]
     model = build(name, arguments, dtype)
+    if "load" in request:
+        model.from_arrays(checkpoint.load(request["load"]))
+    if "save" in request:
+        checkpoint.save(request["save"], model.to_arrays())
     x = samples(name, arguments, dtype, batch)
     found = measure(model, x, labels(name, arguments, batch))
     arrays = {"z": found["z"], "loss": found["loss"]}
