@@ -71,13 +71,12 @@ GRIDS: dict[str, Grid] = {
     "small": Grid((0.1, 0.3, 1.0), 8, "2", "test", "valid", 1000, Settings()),
     "full": Grid(
         (0.1, 0.3, 1.0),
-        16,
+        8,
         "103",
         "train",
         "valid",
         20000,
         Settings(width=256, heads=8, length=64, batch=64, steps=20000, learning_rate=0.001),
-        norms=("post", "pre", "none"),
     ),
 }
 """The grids of ``--size``."""
