@@ -25,6 +25,7 @@ from deq_init.keras.jacobian import (
     jacobian_spectral_radius,
     rescale_jacobian,
 )
+from deq_init.keras.looped import initial_state
 from deq_init.keras.selection import initialize
 from deq_init.keras.verdict import check
 
@@ -35,6 +36,7 @@ __all__ = [
     "Random",
     "check",
     "fixed_point",
+    "initial_state",
     "initialize",
     "jacobian_norm",
     "jacobian_spectral_radius",

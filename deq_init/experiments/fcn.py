@@ -7,7 +7,6 @@ hide it, and are there to say so.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deq_init import data, families, training
-from deq_init.errors import MissingFrameworkError, ModelError, require
+from deq_init.errors import ModelError, require
 from deq_init.experiments.results import Row
 from deq_init.training import Settings
 
@@ -155,11 +154,6 @@ def require_ready(name: Name, grid: Grid) -> None:
         # Keras has one backend for a process; JAX is the one that this package's default is, too.
         os.environ.setdefault("KERAS_BACKEND", "jax")
     require(grid.backend, grid.backend)
-    if importlib.util.find_spec(f"deq_init.{grid.backend}.training") is None:
-        raise MissingFrameworkError(
-            f"expected a backend that trains the reference model, received {grid.backend!r}, which "
-            "does not yet. Pass --backend jax or --backend torch."
-        )
     if name == "mnist":
         data.find_mnist()
     else:

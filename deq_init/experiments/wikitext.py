@@ -6,7 +6,6 @@ training is not quite safe: at a lower one all initializations come out alike.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deq_init import data, vocabulary
-from deq_init.errors import MissingFrameworkError, require
+from deq_init.errors import require
 from deq_init.experiments.fcn import Backend, families_at
 from deq_init.experiments.results import Row
 from deq_init.language import Settings
@@ -159,11 +158,6 @@ def require_ready(grid: Grid) -> None:
         # Keras has one backend for a process; JAX is the one that this package's default is, too.
         os.environ.setdefault("KERAS_BACKEND", "jax")
     require(grid.backend, grid.backend)
-    if importlib.util.find_spec(f"deq_init.{grid.backend}.language") is None:
-        raise MissingFrameworkError(
-            f"expected a backend that trains the DEQ-transformer, received {grid.backend!r}, which "
-            "does not. Pass --backend jax."
-        )
     data.wikitext(grid.text, grid.train)
     data.wikitext(grid.text, grid.valid)
 
