@@ -8,6 +8,7 @@ with a request as JSON:
 the file are ``z``, ``loss``, ``weights/NAME`` and ``gradients/NAME``, kernels (in, out).
 """
 
+import functools
 import json
 import sys
 
@@ -50,44 +51,48 @@ def loss_of(logits, classes):
 
 def measure(model, x, classes, traced=False, loss=loss_of):
     """Fixed point, loss, gradients by name, and the solution; traced as the backend does."""
-    names, variables = zip(*model.kernels.items(), strict=True)
     x, classes = ops.convert_to_tensor(x), ops.convert_to_tensor(classes.astype("int32"))
-
-    def run(x, classes):
-        logits, solution = model.solve(x)
-        status = (solution.residual, solution.steps, solution.converged)
-        return loss(logits, classes), solution.value, status
-
-    value, z, status, gradients = _differentiate(run, variables, x, classes, traced)
+    value, z, status, gradients = _differentiated(model, loss, traced)(x, classes)
     arrays = [np.asarray(ops.convert_to_numpy(ops.convert_to_tensor(g))) for g in gradients]
     return {
         "z": np.asarray(ops.convert_to_numpy(ops.stop_gradient(z))),
         "loss": float(ops.convert_to_numpy(ops.stop_gradient(value))),
-        "gradients": dict(zip(names, arrays, strict=True)),
+        "gradients": dict(zip(model.kernels, arrays, strict=True)),
         "residual": ops.convert_to_numpy(status[0]),
         "steps": ops.convert_to_numpy(status[1]),
         "converged": ops.convert_to_numpy(status[2]),
     }
 
 
+# Traced once for a model and a loss.
+@functools.lru_cache(maxsize=1)
+def _differentiated(model, loss, traced):
+    def run(x, classes):
+        logits, solution = model.solve(x)
+        status = (solution.residual, solution.steps, solution.converged)
+        return loss(logits, classes), solution.value, status
+
+    return _differentiate(run, list(model.kernels.values()), traced)
+
+
 if keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
-    def _differentiate(run, variables, x, classes, traced):
+    def _differentiate(run, variables, traced):
         def both(x, classes):
             with tf.GradientTape() as tape:
                 loss, z, status = run(x, classes)
             values = [variable.value for variable in variables]
             return loss, z, status, tape.gradient(loss, values)
 
-        return (tf.function(both, autograph=False) if traced else both)(x, classes)
+        return tf.function(both, autograph=False) if traced else both
 
 elif keras.backend.backend() == "jax":
     import jax
 
     QUICK = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
 
-    def _differentiate(run, variables, x, classes, traced):
+    def _differentiate(run, variables, traced):
         def loss_and_rest(values, x, classes):
             with keras.StatelessScope(zip(variables, values, strict=True)):
                 loss, *rest = run(x, classes)
@@ -96,17 +101,24 @@ elif keras.backend.backend() == "jax":
         function = jax.value_and_grad(loss_and_rest, has_aux=True)
         if traced:
             function = jax.jit(function, compiler_options=QUICK)
-        values = [variable.value for variable in variables]
-        (loss, (z, status)), gradients = function(values, x, classes)
-        return loss, z, status, gradients
+
+        def both(x, classes):
+            values = [variable.value for variable in variables]
+            (loss, (z, status)), gradients = function(values, x, classes)
+            return loss, z, status, gradients
+
+        return both
 
 else:
     import torch
 
-    def _differentiate(run, variables, x, classes, traced):
-        loss, z, status = run(x, classes)
-        values = [variable.value for variable in variables]
-        return loss, z, status, torch.autograd.grad(loss, values)
+    def _differentiate(run, variables, traced):
+        def both(x, classes):
+            loss, z, status = run(x, classes)
+            values = [variable.value for variable in variables]
+            return loss, z, status, torch.autograd.grad(loss, values)
+
+        return both
 
 
 def main(request, out):

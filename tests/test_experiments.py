@@ -18,6 +18,7 @@ import deq_init.numpy
 from deq_init import cli, data, training
 from deq_init.experiments import fcn, results
 from deq_init.jax import training as jax_training
+from deq_init.keras import training as keras_training
 from deq_init.torch import training as torch_training
 
 PUBLISHED = Path(__file__).parents[1] / "docs" / "results"
@@ -170,34 +171,35 @@ def test_jacobian(tmp_path):
     assert table.index("tanh, goe") < table.index("relu, random")
 
 
-def test_torch_gives_jax_table(tmp_path):
+def test_torch_and_keras_give_jax_table(tmp_path):
     """The same seeds are the same networks: they differ by how the solver stops, and rounding.
 
     One wrong sample in 397 is 0.0025; runs at this gain are not chaotic.
     """
     arguments = ["--gains", "0.6", "--seeds", "2", "--epochs", "1", "--quiet"]
     tables = []
-    for backend in ("jax", "torch"):
+    for backend in ("jax", "torch", "keras"):
         found, _ = reproduce(tmp_path / backend, "digits", *arguments, "--backend", backend)
         assert {row["backend"] for row in found} == {backend}
         assert all(backend in row["environment"] for row in found)
         tables.append({(row["label"], row["seed"]): row["accuracy"] for row in found})
-    differences = [tables[0][run] - tables[1][run] for run in tables[0]]
-    assert len(differences) == 8
+    differences = [[table[run] - tables[0][run] for run in tables[0]] for table in tables[1:]]
+    assert np.shape(differences) == (2, 8)
     np.testing.assert_allclose(differences, 0, atol=0.0101)
 
 
 @pytest.mark.parametrize(
     "change", [{"optimizer": "adam", "learning_rate": 0.002}, {"clip": 0.5}, {"method": "anderson"}]
 )
-def test_one_training_in_jax_and_torch(change):
+@pytest.mark.parametrize("module", [torch_training, keras_training])
+def test_one_training_in_jax_and_another_backend(module, change):
     """28 steps of the same network on the same samples, solved closely."""
     settings = training.Settings(**{"method": "plain", "rtol": 1e-5, "epochs": 1, **change})
     split = data.digits()
     orders = training.shuffled(len(split.x_train), 50, 1, seed=3)[None]
     ours, theirs = (
-        module.train_fcn(settings, "orthogonal", 0.5, split, orders, np.array([3]))
-        for module in (jax_training, torch_training)
+        backend.train_fcn(settings, "orthogonal", 0.5, split, orders, np.array([3]))
+        for backend in (jax_training, module)
     )
     np.testing.assert_allclose(ours.loss, theirs.loss, rtol=2e-3)
     np.testing.assert_allclose(ours.accuracy, theirs.accuracy, atol=0.006)
