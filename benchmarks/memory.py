@@ -75,7 +75,6 @@ def in_keras(x, gradient, steps):
 
     model = DEQFCN(**SIZES, **LAW, seed=0, **options(gradient, steps))
     x = keras.ops.convert_to_tensor(x)
-    model(x)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

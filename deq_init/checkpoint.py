@@ -6,6 +6,7 @@ same framework or another.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +50,8 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, NDArray[np.floating]
         partial.write_bytes(data)
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise OutputError(
             f"expected to write a checkpoint to {target}: {error}. Choose another path."
         ) from error

@@ -99,8 +99,8 @@ def _add_experiments(experiments: Any) -> None:
             "--regimes",
             nargs="*",
             metavar="REGIME",
-            help="run these settings, too, which hide the differences: adam, anderson, clipping, "
-            "'20 steps', 'width 256'; all of them if none is named",
+            help="run these settings, too, some of which hide the differences: adam, anderson, "
+            "clipping, '20 steps', 'width 256'; all of them if none is named",
         )
     for trained in (digits, mnist, wikitext):
         trained.add_argument(

@@ -190,6 +190,12 @@ class Sizes:
             "embedding": Law("random", Scale("gain", math.sqrt(self.vocabulary / self.width))),
             "inject": Law("random", scale.require_scale("gain", input_gain)),
         }
+        for name, given in where.items():
+            if not isinstance(given, Mapping):
+                raise SelectionError(
+                    f"expected a mapping for {name!r} in where, received {given!r}. Pass e.g. "
+                    f'{{"{name}": {{"family": "goe", "gain": 0.3}}}}.'
+                )
         for name in MATRICES:
             own_family, own = _own(name, dict(where.get(name, {})), family, target)
             if name == "down":

@@ -184,3 +184,23 @@ def test_holm():
     assert claims.holm([0.5]) == [0.5]
     assert claims.holm([0.02, 0.5, 0.01]) == pytest.approx([0.04, 0.5, 0.03])
     assert claims.holm([0.9, 0.8]) == [1, 1]
+
+
+def test_a_reversed_difference_is_no_evidence_at_another_gain():
+    """Two gains: at one, two differences that disagree; at the other, p = 0.04 alone.
+
+    Corrected for two gains that is 0.08. The reversed one's own p of 0.02 is none for the claim.
+    """
+    parts = {
+        1.0: [
+            claims.Difference("a", -1, -2, -0.1, 0.02, 8),
+            claims.Difference("b", 1, -1, 2, 0.5, 8),
+        ],
+        2.0: [
+            claims.Difference("a", 1, 0.1, 2, 0.04, 8),
+            claims.Difference("b", 1, 0.1, 2, 0.03, 8),
+        ],
+    }
+    found = claims._decide("claim", parts, unit="", test="")
+    assert found.verdict == "undecided"
+    assert found.p == pytest.approx(0.08)

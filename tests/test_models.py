@@ -12,7 +12,9 @@ from deq_init.jax import models
 @pytest.fixture
 def problem():
     with jax.enable_x64(True):
-        model = models.DEQFCN(inputs=5, width=12, classes=3, rtol=1e-12, max_steps=500)
+        model = models.DEQFCN(
+            inputs=5, width=12, classes=3, method="batch", rtol=1e-12, max_steps=500
+        )
         params = model.init(jax.random.key(0), deq_init.jax.orthogonal(0.6))
         x = jax.random.normal(jax.random.key(1), (4, 5))
         yield model, params, x

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -281,3 +282,32 @@ def test_ray_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingFrameworkError, match=r"pip install 'deq-init\[ray\]'"):
         run(tmp_path, engine="ray")
+
+
+def test_a_cell_cut_off_while_another_process_runs_is_cut_away(tmp_path):
+    """A process that dies after one row of two, and one in the middle of a line."""
+    keys = ["0a", "0b"]
+    here = results.Results(tmp_path, keys)
+    path = tmp_path / "results.jsonl"
+    for torn in (b'{"cell":"0a","of":2,"x":1}\n', b'{"cell":"0a","of":2,"x"'):
+        path.write_bytes(path.read_bytes() + torn)
+        here.refresh()
+        assert here.rows == {}
+        assert path.read_bytes() == b""
+    here.append("0a", [{"x": 1}, {"x": 2}])
+    here.close()
+    assert [row["x"] for row in results.read(tmp_path)] == [1, 2]
+
+
+def test_threads_of_one_process_share_a_results_file(tmp_path):
+    """As joblib's do: one asks for cells while another writes."""
+    keys = [f"{i:04x}" for i in range(200)]
+    shared = results.Results(tmp_path, keys)
+    asked = threading.Thread(target=lambda: [shared.claim(key) for key in keys])
+    asked.start()
+    for key in keys:
+        shared.append(key, [{"x": 1}, {"x": 2}])
+    asked.join()
+    shared.close()
+    assert {key: len(rows) for key, rows in shared.rows.items()} == dict.fromkeys(keys, 2)
+    assert len(results.read(tmp_path)) == 400

@@ -110,7 +110,7 @@ class DEQFCN:
 
     Examples
     --------
-    >>> model = DEQFCN(4, 16, 3, method="anderson", rtol=1e-5, max_steps=100)
+    >>> model = DEQFCN(4, 16, 3)
     >>> params = model.init(jax.random.key(0), initializers.orthogonal(0.5))
     >>> logits, solution = model.apply(params, jnp.ones((2, 4)))
     >>> logits.shape, bool(solution.converged.all())
@@ -120,13 +120,13 @@ class DEQFCN:
     inputs: int
     width: int
     classes: int
-    rtol: float = 1e-3
-    max_steps: int = 40
+    rtol: float = 1e-5
+    max_steps: int = 200
     input_gain: float = 0.3
     activation: str | Activation = "tanh"
     form: Form = "out"
     bias: bool = False
-    method: Literal["batch", "plain", "anderson"] = "batch"
+    method: Literal["batch", "plain", "anderson"] = "anderson"
     gradient: Gradient = "implicit"
 
     def __post_init__(self) -> None:

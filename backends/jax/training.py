@@ -21,7 +21,7 @@ _ADAM = (0.9, 0.999, 1e-8)
 def train_fcn(
     settings: Settings, family: str, gain: float, data: Split, orders: np.ndarray, seeds: np.ndarray
 ) -> Outcome:
-    """Train one model for each seed, all of them in one vmapped computation.
+    """Train one model for each seed, all of them in one compiled computation.
 
     Parameters
     ----------

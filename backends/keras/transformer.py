@@ -166,7 +166,7 @@ class DEQTransformer(Equilibrium):
         e = self.embed(tokens)
 
         def inject(lost: Any) -> Any:
-            return self.inject(e if lost is None else ops.where(lost[:, None, None], 0.0, e))
+            return self._inject(e if lost is None else ops.where(lost[:, None, None], 0.0, e))
 
         solution = self._settle(inject, self._start(z0, e))
         readout = ops.transpose(self._value("embedding"))
@@ -181,14 +181,15 @@ class DEQTransformer(Equilibrium):
         if 0 not in shape and not is_traced(tokens):
             values = ops.convert_to_numpy(tokens)
             core.require_in_vocabulary(values.min(), values.max(), vocabulary)
+        tokens = ops.cast(tokens, "int32")
         known = ops.logical_and(tokens >= 0, tokens < vocabulary)
         found = ops.take(self._value("embedding"), ops.where(known, tokens, 0), axis=0)
         positions = ops.cast(core.positions(shape[1], width), self.compute_dtype)
         return ops.where(known[:, :, None], found * width**0.5 + positions, float("nan"))
 
-    def inject(self, e: Any) -> Any:
+    def inject(self, tokens: Any) -> Any:
         """Return u = e Qₓ + c, shape (batch, length, 3 width)."""
-        return e @ self._value("inject") + self._value("qkv_bias")
+        return self._inject(self.embed(tokens))
 
     def cell(self, z: Any, injected: Any) -> Any:
         """Return f(z), shape (batch, length, width), given u by :meth:`inject`."""
@@ -206,6 +207,9 @@ class DEQTransformer(Equilibrium):
 
     def _affine(self, name: str, x: Any) -> Any:
         return x @ self._value(name) + self._value(f"{name}_bias")
+
+    def _inject(self, e: Any) -> Any:
+        return e @ self._value("inject") + self._value("qkv_bias")
 
     def _attend(self, qkv: Any) -> Any:
         """Return attention's output, shape (batch, length, width), of fused (..., 3 width)."""

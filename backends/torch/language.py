@@ -53,13 +53,15 @@ def _train_one(
         max_steps=settings.max_steps,
         seed=seed,
     )
+    text, held_out = (words.to(model.embedding.device) for words in (text, held_out))
     first, second, epsilon = core.ADAM
     optimizer = torch.optim.Adam(
         model.parameters(), settings.learning_rate, (first, second), epsilon
     )
     steps, stopped, value = [], [], torch.nan
-    for begin in torch.from_numpy(core.starts(len(text), settings, seed)):
-        loss, solution = _loss(model, text[begin[:, None] + torch.arange(settings.length + 1)])
+    window = torch.arange(settings.length + 1, device=text.device)
+    for begin in torch.from_numpy(core.starts(len(text), settings, seed)).to(text.device):
+        loss, solution = _loss(model, text[begin[:, None] + window])
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         if settings.clip is not None:

@@ -193,7 +193,7 @@ class DEQTransformer(Kernels):
     def embed(self, tokens: Tensor) -> Tensor:
         """Return e = √d E[tokens] + P, shape (batch, length, width)."""
         positions = _eager_positions(tokens, self.vocabulary, self.width).to(self.embedding)
-        return functional.embedding(tokens, self.embedding) * self.width**0.5 + positions
+        return functional.embedding(tokens.long(), self.embedding) * self.width**0.5 + positions
 
     def inject(self, tokens: Tensor) -> Tensor:
         """Return u = e Qₓ + c, shape (batch, length, 3 width)."""

@@ -7,7 +7,8 @@ beyond; intervals are 95 % percentile bootstraps over seeds.
 
 A claim says that some difference is positive. At one gain it may take several such differences; it
 is then as sure as the least sure of them (the intersection-union test, whose p is the largest).
-Over gains, Holm's correction is applied. With α = 0.05 the claim is
+Over gains, Holm's correction is applied; to differences below 0, over all differences. With
+α = 0.05 the claim is
 
 - *supported* if at some gain the corrected p is below α with an interval above 0, and at none is
   any of the differences significantly below 0;
@@ -291,7 +292,9 @@ def _decide(
         nothing = (float("nan"),) * 3
         return Verdict(claim, "undecided", "no gain", *nothing, unit, test, 1.0, 0)
     weakest = {gain: max(each, key=_doubt) for gain, each in parts.items()}
-    corrected = dict(zip(parts, holm([part.p for part in weakest.values()]), strict=True))
+    # The two-sided p of a difference that points the other way is none for the claim.
+    own = [part.p if part.effect > 0 else 1.0 for part in weakest.values()]
+    corrected = dict(zip(parts, holm(own), strict=True))
     holds = [gain for gain in parts if corrected[gain] < ALPHA and weakest[gain].low > 0]
     every = [(gain, part) for gain, each in parts.items() for part in each]
     all_corrected = holm([part.p for _, part in every])
@@ -303,6 +306,8 @@ def _decide(
     verdict: Decision = "undecided"
     gain = min(parts, key=lambda gain: (_doubt(weakest[gain]), weakest[gain].p))
     part, p = weakest[gain], corrected[gain]
+    if part.effect <= 0:
+        p = next(p for (_, other), p in zip(every, all_corrected, strict=True) if other is part)
     if holds and not fails:
         verdict = "supported"
     elif fails and not holds:

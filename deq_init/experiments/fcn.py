@@ -1,8 +1,8 @@
 """The fully-connected DEQ trained from different initializations of W, on digits and on MNIST.
 
 The base setting is one in which the initialization shows: SGD with momentum and no gradient
-clipping, plain iteration with the last iterate kept, and a small network. The other regimes each
-hide it, and are there to say so.
+clipping, plain iteration with the last iterate kept, and a small network. The other regimes are
+there to say which of them hide it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deq_init import data, families, training
-from deq_init.errors import ModelError, require
+from deq_init.errors import ModelError, SeedError, require
 from deq_init.experiments.results import Row
 from deq_init.training import Settings
 
@@ -92,6 +92,7 @@ GRIDS: dict[tuple[str, str], Grid] = {
 
 def cells(name: Name, grid: Grid) -> list[Row]:
     """Return the configurations: each family at each gain, in each regime and order."""
+    require_seeds(grid.first_seed, grid.seeds)
     return [
         {
             "experiment": name,
@@ -158,6 +159,15 @@ def require_ready(name: Name, grid: Grid) -> None:
         data.find_mnist()
     else:
         require("sklearn.datasets", "experiments")
+
+
+def require_seeds(first: int, count: int) -> None:
+    """Raise SeedError for seeds that not every backend has: those are in [0, 2**32)."""
+    if not 0 <= first <= first + count <= 2**32:
+        raise SeedError(
+            f"expected seeds in [0, 2**32), received {count} from {first} on. Pass e.g. "
+            "--first-seed 0."
+        )
 
 
 def require_regimes(names: Sequence[str]) -> tuple[str, ...]:

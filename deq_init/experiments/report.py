@@ -112,8 +112,9 @@ def claims_table(verdicts: Sequence[Verdict], names: Sequence[str] | None = None
     return (
         f"{markdown_table(header, lines)}\n\n"
         "Claims are those of the paper; a positive effect is one that a claim says. Intervals: "
-        "bootstrap over seeds. p: two-sided, corrected for all gains (Holm). where: the gain with "
-        "the clearest effect, and the least clear of the comparisons that the claim takes there."
+        "bootstrap over seeds. p: two-sided, corrected for all gains (Holm), and where the effect "
+        "is negative, for all comparisons. where: the gain with the clearest effect, and the least "
+        "clear of the comparisons that the claim takes there."
     )
 
 

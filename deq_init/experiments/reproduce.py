@@ -130,5 +130,11 @@ def rebuild(folder: Path) -> str:
             f"expected results of {', '.join(EXPERIMENTS)} in {folder}, received those of {name}. "
             "Use the version of deq-init that made them."
         )
-    text = EXPERIMENTS[name].render(folder, rows)
+    try:
+        text = EXPERIMENTS[name].render(folder, rows)
+    except (KeyError, ValueError) as error:
+        raise OutputError(
+            f"expected a finished run in {folder}, received one from which cells are missing. Run "
+            "the same deq-init reproduce again to go on with it."
+        ) from error
     return f"{text}\n\n{folder / report.FIGURE}"

@@ -10,7 +10,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Collection, Iterable
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,28 +73,38 @@ class Results:
         except OSError as error:
             os.close(self._descriptor)
             raise _unwritable(folder, error) from error
+        # joblib's threads ask for cells while this one writes; the locks are between processes.
+        self._guard = threading.RLock()
         try:
-            with self._locks.writing():
-                self._repair()
+            with self._writing():
                 self._read()
+        except OSError as error:
+            self.close()
+            raise _unwritable(folder, error) from error
         except BaseException:
             self.close()
             raise
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with self._guard, self._locks.writing():
+            yield
+
     def refresh(self) -> None:
         """Read what other processes have added."""
-        with self._locks.writing():
+        with self._writing():
             self._read()
 
     def claim(self, key: str) -> bool:
         """Say whether this process may run a cell: no other does, and the file has it not."""
-        if not self._locks.claim(key):
-            return False
-        self.refresh()
-        if key in self.rows:
-            self._locks.release(key)
-            return False
-        return True
+        with self._guard:
+            if not self._locks.claim(key):
+                return False
+            self.refresh()
+            if key in self.rows:
+                self._locks.release(key)
+                return False
+            return True
 
     def append(self, key: str, rows: Iterable[Row]) -> None:
         """Write the rows of a cell, at once, unless they are there.
@@ -115,17 +127,18 @@ class Results:
             + "\n"
             for row in rows
         )
-        with self._locks.writing():
+        with self._writing():
             self._read()
             if key not in self.rows:
                 self._write(text.encode())
                 self._read()
-        self._locks.release(key)
+            self._locks.release(key)
 
     def close(self) -> None:
         """Close the file, and give up what is claimed."""
-        os.close(self._descriptor)
-        self._locks.close()
+        with self._guard:
+            os.close(self._descriptor)
+            self._locks.close()
 
     def _write(self, data: bytes) -> None:
         before = os.fstat(self._descriptor).st_size
@@ -141,11 +154,25 @@ class Results:
             ) from error
 
     def _read(self) -> None:
-        """Take in what is beyond the last line read."""
+        """Take in the cells beyond the last one read, and cut off what is no whole one at the end.
+
+        As nobody else writes now, that is what a crash has left: a part of a line, or of a cell.
+        """
         size = os.fstat(self._descriptor).st_size
-        for row, _ in parse(self.path, _from(self._descriptor, self._end, size)):
-            self._take(row)
-        self._end = size
+        data = _from(self._descriptor, self._end, size)
+        kept = 0
+        cell: list[Row] = []
+        for row, end in parse(self.path, data[: data.rfind(b"\n") + 1]):
+            if cell and cell[0]["cell"] != row["cell"]:
+                cell = []
+            cell.append(row)
+            if len(cell) == row["of"]:
+                for whole in cell:
+                    self._take(whole)
+                kept, cell = end, []
+        self._end += kept
+        if self._end < size:
+            os.ftruncate(self._descriptor, self._end)
 
     def _take(self, row: Row) -> None:
         key = row["cell"]
@@ -157,30 +184,16 @@ class Results:
             )
         self.rows.setdefault(key, []).append(row)
 
-    def _repair(self) -> None:
-        """Cut off what a crash has left at the end: a part of a line, or of a cell."""
-        size = os.fstat(self._descriptor).st_size
-        data = _from(self._descriptor, 0, size)
-        whole = data.rfind(b"\n") + 1
-        kept, cell, start, seen = whole, None, 0, 0
-        for row, begin in parse(self.path, data[:whole]):
-            if row["cell"] != cell:
-                cell, start, seen = row["cell"], begin, 0
-            seen += 1
-            kept = whole if seen == row["of"] else start
-        if kept < size:
-            os.ftruncate(self._descriptor, kept)
-
 
 def parse(path: Path, data: bytes) -> Iterable[tuple[Row, int]]:
-    """Yield the rows in the bytes of a results file, and where each begins.
+    """Yield the rows in the bytes of a results file, and where each ends.
 
     Raises
     ------
     OutputError
         For a line that is no row.
     """
-    begin = 0
+    end = 0
     for number, line in enumerate(data.splitlines(keepends=True), 1):
         try:
             row = json.loads(line)
@@ -192,8 +205,8 @@ def parse(path: Path, data: bytes) -> Iterable[tuple[Row, int]]:
                 f"{number} of what was read. Choose another folder with --output, or move the "
                 "file away."
             )
-        yield row, begin
-        begin += len(line)
+        end += len(line)
+        yield row, end
 
 
 def read(folder: Path) -> list[Row]:

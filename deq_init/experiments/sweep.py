@@ -113,10 +113,10 @@ def results_folder(name: str, output: str | Path | None, keys: dict[str, Row]) -
 
 
 def _is_unfinished(folder: Path, keys: dict[str, Row]) -> bool:
-    if (folder / report.TABLE).exists():
-        return False
     try:
-        return all(row["cell"] in keys for row in read(folder))
+        found = {row["cell"] for row in read(folder)}
+        finished = (folder / report.TABLE).exists()
+        return found < keys.keys() or (found == keys.keys() and not finished)
     except OutputError:
         return (folder / RESULTS).stat().st_size == 0
 

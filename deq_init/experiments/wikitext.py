@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deq_init import data, vocabulary
 from deq_init.errors import require
-from deq_init.experiments.fcn import Backend, families_at
+from deq_init.experiments.fcn import Backend, families_at, require_seeds
 from deq_init.experiments.results import Row
 from deq_init.language import Settings
 from deq_init.transformer import Norm
@@ -83,6 +83,7 @@ GRIDS: dict[str, Grid] = {
 
 def cells(grid: Grid) -> list[Row]:
     """Return the configurations: each family at each gain, with each normalization."""
+    require_seeds(grid.first_seed, grid.seeds)
     changed = {"learning_rate": grid.learning_rate, "steps": grid.steps}
     changed = {name: value for name, value in changed.items() if value is not None}
     return [
