@@ -12,7 +12,7 @@ import torch
 import deq_init.jax
 import deq_init.torch
 from deq_init import looped
-from deq_init.errors import ModelError, SeedError, ShapeError
+from deq_init.errors import DTypeError, ModelError, SeedError, ShapeError
 from deq_init.jax import initial_state
 from deq_init.jax.models import DEQFCN, DEQTransformer
 
@@ -71,6 +71,10 @@ def test_starts_that_cannot_be_had():
         initial_state("ones", like)
     with pytest.raises(SeedError, match="expected a key for a start that is mixed"):
         initial_state("mixed", like)
+    for start in (initial_state, deq_init.torch.initial_state):
+        integers = like.astype(int) if start is initial_state else torch.zeros(2, dtype=torch.int32)
+        with pytest.raises(DTypeError, match="expected a real floating dtype"):
+            start("zeros", integers)
     with pytest.raises(ModelError, match="expected deviation as a finite number"):
         initial_state("normal", like, KEY, deviation=math.nan)
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from deq_init import looped as core
+from deq_init import plan as plans
 from deq_init.looped import Start
 
 
@@ -28,8 +29,9 @@ def initial_state(
 
     Raises
     ------
-    ModelError, SeedError
-        For an unknown kind, a deviation that is not finite, or no key for a random start.
+    ModelError, SeedError, DTypeError
+        For an unknown kind, a deviation that is not finite, no key for a random start, or a dtype
+        that is not real and floating.
 
     See Also
     --------
@@ -42,6 +44,7 @@ def initial_state(
     """
     core.require_start(kind, deviation, key is not None)
     like = jnp.asarray(like)
+    plans.compute_dtype(like.dtype.name)
     if kind == "input":
         return like
     if key is None or kind == "zeros":

@@ -13,6 +13,7 @@ import numpy as np
 
 from deq_init import equilibrium as core
 from deq_init import fixed_point as solver
+from deq_init import scale
 from deq_init.equilibrium import Gradient
 from deq_init.fixed_point import Solution
 from deq_init.jacobian import Form
@@ -133,6 +134,7 @@ class DEQFCN:
         core.require_model(
             self.inputs, self.width, self.classes, self.form, self.activation, ACTIVATIONS
         )
+        scale.require_scale("gain", self.input_gain)
         core.require_gradient(self.gradient, self.method)
         method = "plain" if self.method == "batch" else self.method
         solver.require_options(method, self.rtol, self.max_steps)

@@ -91,6 +91,7 @@ class DEQTransformer:
     def __post_init__(self) -> None:
         core.resolve_skip(self.skip, self._sizes.norm)
         equilibrium.require_number("branch_scale", self.branch_scale)
+        scale.require_scale("gain", self.input_gain)
         equilibrium.require_activation(self.activation, ACTIVATIONS)
         equilibrium.require_gradient(self.gradient, self.method)
         solver.require_options(self.method, self.rtol, self.max_steps)

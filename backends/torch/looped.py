@@ -56,6 +56,7 @@ def initial_state(
     """
     core.require_start(kind, deviation, True)
     key = filling.require_key(seed, generator)
+    plans.compute_dtype(filling.dtype_name(like))
     if kind == "input":
         return like.detach()
     state = torch.zeros_like(like, memory_format=torch.contiguous_format)
@@ -72,7 +73,6 @@ def initial_state(
 
 def _fill(x: Tensor, key: draws.Key | None, generator: torch.Generator | None, stream: int) -> None:
     """Fill a matrix with normals."""
-    plans.compute_dtype(filling.dtype_name(x))
     target = scale.Scale("gain", math.sqrt(x.shape[1]))
     plan = plans.plan("random", tuple(x.shape), "out_in", target)
     own = None if key is None else draws.fold_in(key, stream)

@@ -42,6 +42,8 @@ class Kernels(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        if dtype is not None:
+            plans.compute_dtype(str(dtype).removeprefix("torch."))
         self._kernel_shapes, self._laws, self._streams = dict(shapes), dict(laws), dict(streams)
         for name, shape in shapes.items():
             turned = shape if name in _UNTURNED else shape[::-1]
