@@ -11,6 +11,7 @@ from deq_init import families
 from deq_init.experiments import claims, report
 from deq_init.experiments.fcn import FAILED_BELOW
 from deq_init.experiments.results import Row
+from deq_init.experiments.runs import draw, grouped
 
 _SHOWN = 0.5  # a gap in points that is worth a word
 
@@ -51,21 +52,6 @@ def _part(rows: list[Row]) -> str:
     return "\n\n".join([_runs_table(rows), report.claims_table(found), _gaps_table(runs)])
 
 
-def _groups(rows: list[Row]) -> dict[tuple[float, str], list[Row]]:
-    groups: dict[tuple[float, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["nominal"], row["label"]), []).append(row)
-    labels = list(dict.fromkeys(row["label"] for row in rows))
-    # Cells are written in the order in which they were finished.
-    order = sorted(groups, key=lambda key: (key[0], _rank(key[1]), labels.index(key[1])))
-    return {key: groups[key] for key in order}
-
-
-def _rank(label: str) -> int:
-    family = label.split(",")[0]
-    return 2 * families.PAPER.index(family) + (label != family)
-
-
 def _accuracies(group: list[Row]) -> np.ndarray:
     return 100 * np.array([row["accuracy"] or 0.0 for row in group])
 
@@ -76,7 +62,7 @@ def _runs_table(rows: list[Row]) -> str:
         "solver steps", "not converged",
     ]  # fmt: skip
     lines = []
-    for (_, label), group in _groups(rows).items():
+    for (_, label), group in grouped(rows).items():
         first = group[0]
         accuracy = _accuracies(group)
         # A loss that is not a number is worse than any.
@@ -180,19 +166,6 @@ def _figure(folder: Path, rows: list[Row], regimes: list[str]) -> None:
 
 
 def _panel(axes: Any, rows: list[Row]) -> None:
-    groups = _groups(rows)
-    labels = list(dict.fromkeys(label for _, label in groups))
-    nominals = sorted({nominal for nominal, _ in groups})
-    for k, label in enumerate(labels):
-        family = label.split(",")[0]
-        colour = report.COLOURS[family] if label == family else "tab:olive"
-        x = np.arange(len(nominals)) + (k - (len(labels) - 1) / 2) * 0.18
-        each = [_accuracies(groups[nominal, label]) for nominal in nominals]
-        where = np.repeat(x, [len(accuracy) for accuracy in each])
-        axes.plot(where, np.concatenate(each), "o", ms=3, alpha=0.4, color=colour)
-        low, middle, high = np.array([np.quantile(a, (0.16, 0.5, 0.84)) for a in each]).T
-        axes.fill_between(x, low, high, color=colour, alpha=0.15)
-        axes.plot(x, middle, "_-", ms=14, lw=0.8, color=colour, label=label)
-    axes.set_xticks(range(len(nominals)), [f"{gain:g}" for gain in nominals])
+    draw(axes, grouped(rows), _accuracies)
     axes.set(xlabel="gain (half gain: twice that of W)", ylabel="test accuracy, %")
     axes.legend(fontsize=8, loc="lower left")

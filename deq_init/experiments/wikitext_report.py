@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deq_init import families
 from deq_init.experiments import claims, report
 from deq_init.experiments.paper import SLIDES_SOURCE, SLIDES_WIKITEXT103
 from deq_init.experiments.results import Row
+from deq_init.experiments.runs import draw, grouped
 
 _WHERE = {"post": "post-norm", "pre": "pre-norm", "none": "no normalization"}
 
@@ -60,24 +60,13 @@ def _part(rows: list[Row]) -> str:
     return "\n\n".join([_runs_table(rows), report.claims_table(found)])
 
 
-def _groups(rows: list[Row]) -> dict[tuple[float, str], list[Row]]:
-    groups: dict[tuple[float, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["nominal"], row["label"]), []).append(row)
-
-    def rank(key: tuple[float, str]) -> tuple[float, int, str]:
-        return key[0], families.PAPER.index(key[1].split(",")[0]), key[1]
-
-    return {key: groups[key] for key in sorted(groups, key=rank)}
-
-
 def _runs_table(rows: list[Row]) -> str:
     header = [
         "family", "gain", "min", "median", "mean", "failed", "solver steps", "not converged",
         "paper: min", "mean",
     ]  # fmt: skip
     lines = []
-    for (nominal, label), group in _groups(rows).items():
+    for (nominal, label), group in grouped(rows).items():
         perplexity = _perplexities(group)
         lines.append(
             [
@@ -121,21 +110,8 @@ def _mean(group: list[Row], name: str) -> float:
 
 
 def _panel(axes: Any, rows: list[Row]) -> None:
-    groups = _groups(rows)
-    labels = list(dict.fromkeys(label for _, label in groups))
-    nominals = sorted({nominal for nominal, _ in groups})
-    for k, label in enumerate(labels):
-        family = label.split(",")[0]
-        colour = report.COLOURS[family] if label == family else "tab:olive"
-        x = np.arange(len(nominals)) + (k - (len(labels) - 1) / 2) * 0.18
-        each = [_perplexities(groups[nominal, label]) for nominal in nominals]
-        where = np.repeat(x, [len(values) for values in each])
-        axes.plot(where, np.concatenate(each), "o", ms=3, alpha=0.4, color=colour)
-        low, middle, high = np.array([np.quantile(a, (0.16, 0.5, 0.84)) for a in each]).T
-        axes.fill_between(x, low, high, color=colour, alpha=0.15)
-        axes.plot(x, middle, "_-", ms=14, lw=0.8, color=colour, label=label)
+    draw(axes, grouped(rows), _perplexities)
     axes.axhline(rows[0]["baseline"], color="grey", lw=0.8, ls=":", label="word frequencies")
-    axes.set_xticks(range(len(nominals)), [f"{gain:g}" for gain in nominals])
     axes.set(yscale="log", xlabel="gain (half gain: twice that of the block)", ylabel="perplexity")
     norm = _WHERE[rows[0]["settings"]["norm"]]
     axes.set_title(f"DEQ-transformer, {norm}: runs, median, 16–84 %", fontsize=10)
