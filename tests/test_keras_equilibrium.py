@@ -557,10 +557,10 @@ def resident():
 )
 def test_memory_does_not_grow_with_the_steps():
     """A step's states are of 1 MiB and more: 100 steps hold over 60 MB if they are kept."""
-    bound = 15e6
+    bound = 30e6
     for gradient in ("implicit", "one_step"):
         assert kept_by_a_loss(gradient, 100) - kept_by_a_loss(gradient, 10) < bound
-    assert kept_by_a_loss("unrolled", 100) > 4 * bound
+    assert kept_by_a_loss("unrolled", 100) > 2 * bound
 
 
 @pytest.mark.skipif(KERAS_BACKEND != "tensorflow", reason="about tf.function")
