@@ -16,9 +16,6 @@ from deq_init.errors import DataError
 from deq_init.fixed_point import Method
 from deq_init.transformer import Norm
 
-ADAM = (0.9, 0.999, 1e-8)
-"""Decay of the two moments, and epsilon."""
-
 
 @dataclass(frozen=True)
 class Settings:

@@ -19,6 +19,10 @@ from deq_init.errors import ScaleError, ShapeError
 Kind = Literal["gain", "spectral_norm", "spectral_radius"]
 
 
+KINDS: tuple[Kind, ...] = ("gain", "spectral_norm", "spectral_radius")
+"""The quantities that can be set, in the order of :func:`resolve`'s arguments."""
+
+
 class _Default(float):
     """A default value that can be told from the same number given by the caller."""
 

@@ -20,8 +20,7 @@ from deq_init.errors import DeqInitError, DTypeError, SelectionError, ShapeError
 Where = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | Callable[[str, Any], bool] | None
 """Name patterns, a mapping from patterns to options of their own, a predicate, or None."""
 
-_SCALES = ("gain", "spectral_norm", "spectral_radius")
-_OPTIONS = ("family", *_SCALES, "blocks", "determinant")
+_OPTIONS = ("family", *scale.KINDS, "blocks", "determinant")
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def requests(
     choose = _chooser([weight.name for weight in weights], where)
     default = {"gain": scale.UNIT_GAIN, **options}
     families.get(default["family"])
-    scale.resolve(*(default.get(kind) for kind in _SCALES))
+    scale.resolve(*(default.get(kind) for kind in scale.KINDS))
     lenient = where is None
     result = [_request(weight, layout, choose(weight), default, lenient) for weight in weights]
     if not any(request.plan for request in result):
@@ -254,13 +253,13 @@ def _request(
     if own is None:
         return Request(weight, None, weight.special if lenient else "not selected")
     options = dict(default)
-    if any(kind in own for kind in _SCALES):
-        for kind in _SCALES:
+    if any(kind in own for kind in scale.KINDS):
+        for kind in scale.KINDS:
             options.pop(kind, None)
     options.update(own)
     hint = f" ({weight.hint})" if weight.hint and options.get("blocks") is None else ""
     try:
-        target = scale.resolve(*(options.get(kind) for kind in _SCALES))
+        target = scale.resolve(*(options.get(kind) for kind in scale.KINDS))
         plans.compute_dtype(weight.dtype)
         plan = plans.plan(
             options["family"],

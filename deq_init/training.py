@@ -13,6 +13,9 @@ import numpy as np
 
 from deq_init.errors import ModelError
 
+ADAM = (0.9, 0.999, 1e-8)
+"""Decay of Adam's two moments, and its epsilon."""
+
 
 @dataclass(frozen=True)
 class Settings:

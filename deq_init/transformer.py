@@ -209,13 +209,12 @@ def _own(name: str, given: dict[str, Any], family: str, target: Scale) -> tuple[
     family = given.pop("family", family)
     if not given:
         return family, target
-    scales = ("gain", "spectral_norm", "spectral_radius")
-    if not set(given) <= set(scales):
+    if not set(given) <= set(scale.KINDS):
         raise SelectionError(
-            f"expected family, {', '.join(scales)} for {name!r} in where, received "
+            f"expected family, {', '.join(scale.KINDS)} for {name!r} in where, received "
             f"{', '.join(map(repr, given))}."
         )
-    return family, scale.resolve(*(given.get(kind) for kind in scales))
+    return family, scale.resolve(*(given.get(kind) for kind in scale.KINDS))
 
 
 def constant(name: str) -> float:

@@ -12,7 +12,9 @@ import numpy as np
 
 from deq_init import language as core
 from deq_init.jax.models import DEQTransformer, Params
+from deq_init.jax.training import clipped, each_seed
 from deq_init.language import Outcome, Settings
+from deq_init.training import ADAM
 
 
 def train(
@@ -73,7 +75,7 @@ def _train(
     held_out: jax.Array,
 ) -> Outcome:
     model, length, batch, clip = how
-    first, second, epsilon = core.ADAM
+    first, second, epsilon = ADAM
 
     def loss(params: Params, sequences: jax.Array) -> tuple[jax.Array, Any]:
         logits, solution = model.apply(params, sequences[:, :-1])
@@ -88,8 +90,7 @@ def _train(
         gradient: Callable[..., Any] = jax.value_and_grad(loss, has_aux=True)
         (value, (steps, converged)), grads = gradient(params, sequences)
         if clip is not None:
-            size = jnp.sqrt(sum((g**2).sum() for g in jax.tree.leaves(grads)))
-            grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip / size), grads)
+            grads = clipped(grads, clip)
         m = jax.tree.map(lambda m, g: first * m + (1 - first) * g, m, grads)
         v = jax.tree.map(lambda v, g: second * v + (1 - second) * g * g, v, grads)
         scales = 1 - first**count, 1 - second**count
@@ -112,7 +113,4 @@ def _train(
         nll = jax.lax.map(lambda part: loss(state[0], part)[0], parts).mean()
         return Outcome(jnp.exp(nll), losses[-1], steps.mean(), stopped.mean())
 
-    if jax.default_backend() == "cpu":
-        # There, a seed that has converged would wait for the slowest at each step.
-        return jax.lax.map(lambda seed: train(*seed), (params, starts))
-    return jax.vmap(train)(params, starts)
+    return each_seed(train, params, starts)

@@ -13,9 +13,7 @@ import numpy as np
 from deq_init.data import Split
 from deq_init.jax import initializers
 from deq_init.jax.models import DEQFCN, Params
-from deq_init.training import Outcome, Settings
-
-_ADAM = (0.9, 0.999, 1e-8)
+from deq_init.training import ADAM, Outcome, Settings
 
 
 def train_fcn(
@@ -89,7 +87,7 @@ def _train(
         return jax.tree.map(lambda p, v: p - learning_rate * v, params, velocity), velocity
 
     def adam(params: Params, moments: Any, grads: Params, count: jax.Array) -> tuple[Params, Any]:
-        first, second, epsilon = _ADAM
+        first, second, epsilon = ADAM
         m = jax.tree.map(lambda m, g: first * m + (1 - first) * g, moments[0], grads)
         v = jax.tree.map(lambda v, g: second * v + (1 - second) * g * g, moments[1], grads)
         rate = learning_rate * jnp.sqrt(1 - second**count) / (1 - first**count)
@@ -106,7 +104,7 @@ def _train(
         gradient: Callable[..., Any] = jax.value_and_grad(loss, has_aux=True)
         (value, (steps, converged)), grads = gradient(params, x_train[samples], y_train[samples])
         if clip is not None:
-            grads = _clipped(grads, clip)
+            grads = clipped(grads, clip)
         params, memory = update(params, memory, grads, count)
         return (params, memory), (value, steps.mean(), (~converged).mean())
 
@@ -119,13 +117,18 @@ def _train(
         accuracy = (logits.argmax(1) == y_test).mean()
         return Outcome(accuracy, losses[-1], steps.mean(), lost.mean())
 
+    return each_seed(train, params, orders)
+
+
+def each_seed(train: Callable[..., Any], *arrays: Any) -> Any:
+    """Return what a function gives for each seed, the first axis of the arrays."""
     if jax.default_backend() == "cpu":
         # There, a seed that has converged would wait for the slowest at each step.
-        return jax.lax.map(lambda seed: train(*seed), (params, orders))
-    return jax.vmap(train)(params, orders)
+        return jax.lax.map(lambda seed: train(*seed), arrays)
+    return jax.vmap(train)(*arrays)
 
 
-def _clipped(grads: Params, most: float) -> Params:
+def clipped(grads: Params, most: float) -> Params:
     """Return the gradients, shortened together to a Euclidean norm of ``most``."""
     length = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(grads)))
     factor = jnp.minimum(1.0, most / jnp.maximum(length, jnp.finfo(length.dtype).tiny))

@@ -16,18 +16,10 @@ from deq_init import fixed_point as solver
 from deq_init.equilibrium import Gradient
 from deq_init.fixed_point import Method, Solution
 from deq_init.keras import implicit
-from deq_init.keras.initializers import GOE, Antisymmetric, Orthogonal, Random
+from deq_init.keras.initializers import CLASSES
 from deq_init.keras.jacobian import fixed_point
-from deq_init.scale import Scale
+from deq_init.scale import KINDS, Scale
 from deq_init.transformer import Law
-
-_INITIALIZERS: dict[str, Any] = {
-    "random": Random,
-    "orthogonal": Orthogonal,
-    "goe": GOE,
-    "antisymmetric": Antisymmetric,
-}
-_SCALES = ("gain", "spectral_norm", "spectral_radius")
 
 
 class Equilibrium(keras.Model):
@@ -73,7 +65,7 @@ class Equilibrium(keras.Model):
             if name in laws:
                 law = laws[name]
                 high, low = draws.fold_in(key, streams[name])
-                initializer = _INITIALIZERS[law.family](
+                initializer = CLASSES[law.family](
                     **{law.scale.kind: law.scale.value}, blocks=law.blocks, seed=high << 32 | low
                 )
             kernels[name] = self.add_weight(name=name, shape=shape, initializer=initializer)
@@ -103,12 +95,12 @@ class Equilibrium(keras.Model):
         """Return a parameter in the dtype that is computed in."""
         return ops.cast(self.kernels[name], self.compute_dtype)
 
-    def _start(self, z0: Any, like: Any) -> Any:
-        """Return where the solver starts."""
+    def _start(self, z0: Any, x: Any, *sizes: int) -> Any:
+        """Return where the solver starts: a state of these sizes for each sample of x."""
         if z0 is None:
-            return ops.zeros_like(like)
+            return ops.zeros((ops.shape(x)[0], *sizes), self.compute_dtype)
         z0 = ops.convert_to_tensor(z0, self.compute_dtype)
-        core.require_start_shape(tuple(z0.shape), tuple(like.shape))
+        core.require_start_shape(tuple(z0.shape), (x.shape[0], *sizes))
         return z0
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -166,4 +158,4 @@ class Equilibrium(keras.Model):
 
 def scale_config(target: Scale) -> dict[str, float | None]:
     """Return a scale as the three arguments that ask for it."""
-    return {kind: target.value if kind == target.kind else None for kind in _SCALES}
+    return {kind: target.value if kind == target.kind else None for kind in KINDS}

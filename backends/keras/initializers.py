@@ -191,6 +191,11 @@ class Antisymmetric(_Sampled):
     _family = "antisymmetric"
 
 
+CLASSES: dict[str, Any] = {
+    initializer._family: initializer for initializer in (Random, Orthogonal, GOE, Antisymmetric)
+}
+"""The initializers, by their families."""
+
 # The registered name "deq_init>GOE" resolves by itself; a plain string needs an entry of its own.
-for _class in (Random, Orthogonal, GOE, Antisymmetric):
-    keras.saving.get_custom_objects().setdefault(f"deq_{_class._family}", _class)
+for _family, _class in CLASSES.items():
+    keras.saving.get_custom_objects().setdefault(f"deq_{_family}", _class)

@@ -9,6 +9,7 @@ from deq_init import language as core
 from deq_init.keras.models import DEQTransformer
 from deq_init.keras.steps import Trainer
 from deq_init.language import Outcome, Settings
+from deq_init.training import ADAM
 
 
 def train(
@@ -41,7 +42,7 @@ def train(
             dtype="float32",
         )
 
-    first, second, epsilon = core.ADAM
+    first, second, epsilon = ADAM
     optimizer = keras.optimizers.Adam(
         settings.learning_rate, first, second, epsilon, global_clipnorm=settings.clip
     )

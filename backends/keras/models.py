@@ -167,8 +167,7 @@ class DEQFCN(Equilibrium):
         def inject(lost: Any) -> Any:
             return self.inject(x if lost is None else ops.where(lost[:, None], 0.0, x))
 
-        like = ops.stop_gradient(inject(None))
-        solution = self._settle(inject, self._start(z0, like))
+        solution = self._settle(inject, self._start(z0, x, self.sizes[1]))
         logits = solution.value @ self._value("R") + self._value("b")
         return logits, solution
 

@@ -168,7 +168,7 @@ class DEQTransformer(Equilibrium):
         def inject(lost: Any) -> Any:
             return self._inject(e if lost is None else ops.where(lost[:, None, None], 0.0, e))
 
-        solution = self._settle(inject, self._start(z0, e))
+        solution = self._settle(inject, self._start(z0, e, *e.shape[1:]))
         readout = ops.transpose(self._value("embedding"))
         return solution.value @ readout + self._value("readout_bias"), solution
 

@@ -11,6 +11,7 @@ from deq_init import language as core
 from deq_init.fixed_point import Solution
 from deq_init.language import Outcome, Settings
 from deq_init.torch.models import DEQTransformer
+from deq_init.training import ADAM
 
 
 def train(
@@ -54,7 +55,7 @@ def _train_one(
         seed=seed,
     )
     text, held_out = (words.to(model.embedding.device) for words in (text, held_out))
-    first, second, epsilon = core.ADAM
+    first, second, epsilon = ADAM
     optimizer = torch.optim.Adam(
         model.parameters(), settings.learning_rate, (first, second), epsilon
     )

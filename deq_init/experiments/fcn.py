@@ -151,14 +151,19 @@ def measure(cell: Row) -> list[Row]:
 
 def require_ready(name: Name, grid: Grid) -> None:
     """Raise what the first cell would: a missing framework, or data that cannot be had."""
-    if grid.backend == "keras":
-        # Keras has one backend for a process; JAX is the one that this package's default is, too.
-        os.environ.setdefault("KERAS_BACKEND", "jax")
-    require(grid.backend, grid.backend)
+    require_backend(grid.backend)
     if name == "mnist":
         data.find_mnist()
     else:
         require("sklearn.datasets", "experiments")
+
+
+def require_backend(backend: Backend) -> None:
+    """Raise MissingFrameworkError if what trains is not installed."""
+    if backend == "keras":
+        # Keras has one backend for a process; JAX is the one that this package's default is, too.
+        os.environ.setdefault("KERAS_BACKEND", "jax")
+    require(backend, backend)
 
 
 def require_seeds(first: int, count: int) -> None:

@@ -6,7 +6,6 @@ training is not quite safe: at a lower one all initializations come out alike.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from deq_init import data, vocabulary
 from deq_init.errors import require
-from deq_init.experiments.fcn import Backend, families_at, require_seeds
+from deq_init.experiments.fcn import Backend, families_at, require_backend, require_seeds
 from deq_init.experiments.results import Row
 from deq_init.language import Settings
 from deq_init.transformer import Norm
@@ -155,10 +154,7 @@ def frequencies_perplexity(text: NDArray[Any], valid: NDArray[Any], words: int) 
 
 def require_ready(grid: Grid) -> None:
     """Raise what the first cell would: a missing framework, or data that cannot be had."""
-    if grid.backend == "keras":
-        # Keras has one backend for a process; JAX is the one that this package's default is, too.
-        os.environ.setdefault("KERAS_BACKEND", "jax")
-    require(grid.backend, grid.backend)
+    require_backend(grid.backend)
     data.wikitext(grid.text, grid.train)
     data.wikitext(grid.text, grid.valid)
 
