@@ -189,6 +189,9 @@ class LoopPrimitives(Protocol):
     def sqrt(self, x: Array) -> Array:
         """Square root."""
 
+    def solve_positive(self, a: Array, b: Array, least: float) -> Array:
+        """a⁻¹ b of many small symmetric matrices, for vectors b; pivots are at least ``least``."""
+
     def minimum(self, x: Any, y: Any) -> Any:
         """The smaller of two, entry by entry."""
 

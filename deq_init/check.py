@@ -382,8 +382,7 @@ def settling_rtol(layout: states.Layout) -> float:
             "expected a batch of at least one sample to check, received none. Pass a z0 of some "
             "16 to 64 samples."
         )
-    epsilons = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
-    return max([RTOL, *(epsilons.get(dtype, 0.0) for dtype in layout.dtypes)])
+    return max(RTOL, layout.rounding)
 
 
 def require_draws(draws: Any, family: str | None, weights: bool) -> int:

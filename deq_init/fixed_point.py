@@ -64,6 +64,7 @@ def solve(
     max_steps: int,
     memory: int = 5,
     damping: float = 1.0,
+    rounding: float = 0.0,
 ) -> Solution:
     """Return the fixed points of f near z0, for each sample of a batch.
 
@@ -85,6 +86,8 @@ def solve(
         Differences that Anderson acceleration keeps.
     damping : float
         The share of the residual that is added, in (0, 1].
+    rounding : float
+        Relative error of f's values, if it is more than z0's dtype makes.
 
     Returns
     -------
@@ -101,6 +104,7 @@ def solve(
     # Below this, a fixed point of zero counts as met.
     floor = epsilon * xp.lengths(z0)
     floor, least = xp.maximum(floor, _TINY), floor / epsilon / epsilon + _TINY
+    ridge = 30 * max(rounding, epsilon)
 
     def proceed(state: tuple[Array, ...]) -> Any:
         count, running = state[0], state[4]
@@ -128,7 +132,7 @@ def solve(
         # Not z + r: undamped plain iteration is f over and over, to the bit.
         target = y if damping == 1 else z + damping * r
         if method == "anderson":
-            correction, history = _correction(xp, count, target, r, history, 30 * epsilon)
+            correction, history = _correction(xp, count, target, r, history, ridge)
             target = target - correction
         z = xp.select(running, target, value)
         return count + 1, z, value, residual, running, converged, steps, limit, began, *history
@@ -201,30 +205,41 @@ def _correction(
     change = r - last_r
     changes = xp.put(changes, slot, change)
     moves = xp.put(moves, slot, target - last_target)
-    row = (change[:, None] @ xp.transpose(changes))[:, 0]
+    products = xp.concatenate([change[:, None], r[:, None]], 1) @ xp.transpose(changes)
+    row, components = products[:, 0], products[:, 1]
     length = xp.sqrt(xp.take(row, slot))
     scale = xp.where((length > 0) & (count > 0), 1.0 / xp.maximum(length, _TINY), 0.0)
     scales = xp.put(scales, slot, scale)
     row = row * scale[:, None] * scales
     gram = xp.put(xp.transpose(xp.put(gram, slot, row)), slot, row)
-    components = (r[:, None] @ xp.transpose(changes))[:, 0] * scales
-    weights = _solve(xp, gram, components, ridge) * scales
+    regularised = gram + ridge * xp.eye(gram.shape[1], gram)
+    # No eigenvalue is below the ridge, but for rounding.
+    weights = xp.solve_positive(regularised, components * scales, ridge / 2) * scales
     correction = (weights[:, None] @ moves)[:, 0]
     return correction, [target, r, moves, changes, scales, gram]
 
 
-def _solve(xp: LoopPrimitives, a: Array, b: Array, ridge: float) -> Array:
-    """Return (a + ridge)⁻¹ b of small matrices that are positive semidefinite up to rounding.
+def eliminate(xp: LoopPrimitives, a: Array, b: Array, least: float) -> Array:
+    """Return a⁻¹ b of small symmetric matrices whose eigenvalues are at least ``least``.
 
-    Gauss and Jordan's elimination, in which no pivot may fall below half the ridge: each is at
-    least the smallest eigenvalue. Batches of LAPACK's small problems take longer.
+    Gauss and Jordan's elimination, in which no pivot may fall below that, as none would but for
+    rounding: for backends in which batches of LAPACK's small problems take longer.
+
+    Parameters
+    ----------
+    a : array, shape (batch, k, k)
+        The matrices.
+    b : array, shape (batch, k)
+        A right side for each.
+    least : float
+        The smallest pivot.
     """
     size = a.shape[1]
     unit = xp.eye(size, a)
     # By columns: a is symmetric, and b a row whose entries lie side by side.
-    system = xp.concatenate([a + ridge * unit, b[:, None]], 1)
+    system = xp.concatenate([a, b[:, None]], 1)
     for k in range(size):
-        pivot = xp.maximum(system[:, k, k], ridge / 2)
+        pivot = xp.maximum(system[:, k, k], least)
         factors = (system[:, k] - unit[k]) / pivot[:, None]
         system = system - system[:, :, k, None] * factors[:, None]
     return system[:, size]

@@ -14,6 +14,7 @@ _ADVICE = {
     "f": "the map z -> f(z) from a state to the next",
     "solver": "a function of f and z0 that returns the fixed point alone",
 }
+_EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Layout:
     def dtype(self) -> str:
         """What the vectors are computed in: float64 if a leaf has it, else float32."""
         return max(plans.compute_dtype(dtype) for dtype in self.dtypes)
+
+    @property
+    def rounding(self) -> float:
+        """Machine epsilon of the coarsest leaf."""
+        return max(_EPSILONS[dtype] for dtype in self.dtypes)
 
     @property
     def batch(self) -> int:

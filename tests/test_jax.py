@@ -1,6 +1,7 @@
 """JAX's own ways: keys, options, transformations, and a whole model's weights."""
 
 import dataclasses
+import re
 import zlib
 
 import jax
@@ -14,6 +15,7 @@ from deq_init import draws, errors, selection
 from deq_init import plan as plans
 from deq_init import scale as scales
 from deq_init.jax import normals
+from deq_init.jax import primitives as jax_primitives
 from deq_init.numpy import primitives as numpy_primitives
 
 FAMILIES = ("random", "orthogonal", "goe", "antisymmetric")
@@ -183,6 +185,37 @@ def test_vmap_over_keys_is_a_loop(family, options):
     batch = jax.vmap(lambda key: function(key, shape))(keys)
     for w, key in zip(batch, keys, strict=True):
         np.testing.assert_allclose(w, function(key, shape), atol=1e-6)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of LAPACK on the CPU")
+@pytest.mark.parametrize(
+    ("family", "n", "scale", "kernel"),
+    [
+        ("orthogonal", 8, {}, "orgqr"),
+        ("orthogonal", 1100, {}, "trsm"),
+        ("random", 8, {"spectral_norm": 0.9}, "gesdd"),
+        ("goe", 8, {"spectral_norm": 0.9}, "syevd"),
+        ("random", 8, {"spectral_radius": 0.9}, "geev"),
+        ("goe", 512, {"spectral_norm": 0.9}, "syevd"),
+    ],
+)
+def test_vmap_makes_no_batches_of_lapack_s(family, n, scale, kernel):
+    """jaxlib 0.10 splits them over threads that then may wait for each other, for ever."""
+    draw = jax.jit(jax.vmap(lambda key: init(family, **scale)(key, (n, n))))
+    text = draw.lower(jax.random.split(KEY, 3)).as_text()
+    calls = re.findall(r"custom_call @lapack_.*-> (.*)", text)
+    assert any(f"lapack_s{kernel}_ffi" in line for line in text.splitlines())
+    results = [shape for call in calls for shape in re.findall(r"tensor<([0-9x]*)x?[a-z]", call)]
+    assert results
+    assert all(shape.strip("x").count("x") <= 1 for shape in results)
+
+
+def test_a_norm_that_is_decomposed_has_a_gradient():
+    """That of the largest singular value: u vᵀ; with vmap around it, too."""
+    w = np.random.default_rng(0).standard_normal((3, 6, 6)).astype(np.float32)
+    u, _, vt = np.linalg.svd(w)
+    found = jax.vmap(jax.grad(jax_primitives.xp.spectral_norm))(w)
+    np.testing.assert_allclose(found, u[:, :, :1] @ vt[:, :1], atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -9,6 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from deq_init.fixed_point import eliminate
+from deq_init.jax.lapack import one_by_one
+
 State = tuple[Any, ...]
 
 
@@ -114,6 +117,10 @@ class Iteration:
         """Largest modulus."""
         return jnp.max(jnp.abs(x))
 
+    def solve_positive(self, a: jax.Array, b: jax.Array, least: float) -> jax.Array:
+        """Elimination."""
+        return eliminate(self, a, b, least)
+
     def minimum(self, x: Any, y: Any) -> jax.Array:
         """The smaller."""
         return jnp.minimum(x, y)
@@ -124,13 +131,21 @@ class Iteration:
 
     def eigh(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Eigenvalues and eigenvectors of small symmetric matrices."""
-        values, vectors = jnp.linalg.eigh(x)
-        return values, vectors
+        return jax.vmap(one_by_one(_eigh))(x)
 
     def eig(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Moduli of eigenvalues and left eigenvectors of small matrices."""
-        values, vectors = jnp.linalg.eig(x)
-        return jnp.abs(values), jnp.abs(jnp.linalg.inv(vectors).mT)
+        return jax.vmap(one_by_one(_eig))(x)
+
+
+def _eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    values, vectors = jnp.linalg.eigh(x)
+    return values, vectors
+
+
+def _eig(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    values, vectors = jnp.linalg.eig(x)
+    return jnp.abs(values), jnp.abs(jnp.linalg.inv(vectors).mT)
 
 
 xp = Iteration()

@@ -93,6 +93,7 @@ def fixed_point(
         max_steps=max_steps,
         memory=memory,
         damping=damping,
+        rounding=flat.layout.rounding,
     )
     value = flat.unflatten(found.value)
     return Solution(value, found.residual, found.steps, found.converged)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from deq_init import spectra
 from deq_init.jax import iteration
+from deq_init.jax.lapack import one_by_one
 
 
 class Primitives:
@@ -48,7 +49,7 @@ class Primitives:
 
     def householder_product(self, v: jax.Array, tau: jax.Array) -> jax.Array:
         """LAPACK's orgqr, or its like on other devices."""
-        return jax.lax.linalg.householder_product(v, tau)
+        return _householder_product(v, tau)
 
     def sign(self, x: jax.Array) -> jax.Array:
         """Sign, entry by entry."""
@@ -72,7 +73,7 @@ class Primitives:
 
     def solve_upper(self, a: jax.Array, b: jax.Array) -> jax.Array:
         """Triangular solve."""
-        return jax.scipy.linalg.solve_triangular(a, b)
+        return _solve_triangular(a, b)
 
     def rounded(self, x: jax.Array, dtype: str) -> jax.Array:
         """Values of a half-precision dtype."""
@@ -80,11 +81,11 @@ class Primitives:
 
     def symmetric_norm(self, w: jax.Array) -> jax.Array:
         """Largest modulus of an eigenvalue of a symmetric matrix."""
-        return _norm(w, True, lambda w: jnp.abs(jnp.linalg.eigvalsh(w)).max())
+        return _norm(w, True, _symmetric_norm)
 
     def spectral_norm(self, w: jax.Array) -> jax.Array:
         """Largest singular value."""
-        return _norm(w, False, lambda w: jnp.linalg.svd(w, compute_uv=False).max())
+        return _norm(w, False, _spectral_norm)
 
     def spectral_radius(self, w: jax.Array) -> jax.Array:
         """Largest modulus of an eigenvalue."""
@@ -113,8 +114,11 @@ def _norm(w: jax.Array, symmetric: bool, exact: Callable[[jax.Array], jax.Array]
     return _value_or(estimate, exact, w)
 
 
-def _largest_eigenvalue(w: jax.Array) -> jax.Array:
-    return jnp.abs(jnp.linalg.eigvals(w)).max()
+_householder_product = one_by_one(lambda v, tau: jax.lax.linalg.householder_product(v, tau))
+_solve_triangular = one_by_one(lambda a, b: jax.scipy.linalg.solve_triangular(a, b))
+_symmetric_norm = one_by_one(lambda w: jnp.abs(jnp.linalg.eigvalsh(w)).max())
+_spectral_norm = one_by_one(lambda w: jnp.linalg.svd(w, compute_uv=False).max())
+_largest_eigenvalue = one_by_one(lambda w: jnp.abs(jnp.linalg.eigvals(w)).max())
 
 
 def _start(w: jax.Array) -> jax.Array:

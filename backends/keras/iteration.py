@@ -7,6 +7,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from deq_init.fixed_point import eliminate
+
 State = tuple[Any, ...]
 
 
@@ -107,6 +109,10 @@ class Iteration:
     def sqrt(self, x: Any) -> Any:
         """Square root."""
         return tf.sqrt(x)
+
+    def solve_positive(self, a: Any, b: Any, least: float) -> Any:
+        """Elimination."""
+        return eliminate(self, a, b, least)
 
     def minimum(self, x: Any, y: Any) -> Any:
         """The smaller."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from deq_init.fixed_point import eliminate
+
 State = tuple[Any, ...]
 
 
@@ -113,6 +115,10 @@ class Iteration:
     def largest(self, x: Any) -> Any:
         """Largest modulus."""
         return np.abs(x).max()
+
+    def solve_positive(self, a: Any, b: Any, least: float) -> Any:
+        """Elimination."""
+        return eliminate(self, a, b, least)
 
     def minimum(self, x: Any, y: Any) -> Any:
         """The smaller."""

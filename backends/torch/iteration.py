@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deq_init.fixed_point import eliminate
+
 State = tuple[Any, ...]
 
 
@@ -112,6 +114,13 @@ class Iteration:
     def largest(self, x: Tensor) -> Tensor:
         """Largest modulus."""
         return torch.linalg.vector_norm(x, torch.inf)
+
+    def solve_positive(self, a: Tensor, b: Tensor, least: float) -> Tensor:
+        """Cholesky's, or elimination where a batch has matrices that are not positive."""
+        factors, info = torch.linalg.cholesky_ex(a)
+        if bool(info.any()):
+            return eliminate(self, a, b, least)
+        return torch.cholesky_solve(b[:, :, None], factors)[:, :, 0]
 
     def minimum(self, x: Any, y: Any) -> Any:
         """The smaller."""
