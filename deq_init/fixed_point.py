@@ -205,8 +205,7 @@ def _correction(
     change = r - last_r
     changes = xp.put(changes, slot, change)
     moves = xp.put(moves, slot, target - last_target)
-    products = xp.concatenate([change[:, None], r[:, None]], 1) @ xp.transpose(changes)
-    row, components = products[:, 0], products[:, 1]
+    row, components = ((x[:, None] @ xp.transpose(changes))[:, 0] for x in (change, r))
     length = xp.sqrt(xp.take(row, slot))
     scale = xp.where((length > 0) & (count > 0), 1.0 / xp.maximum(length, _TINY), 0.0)
     scales = xp.put(scales, slot, scale)
