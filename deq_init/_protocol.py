@@ -190,7 +190,11 @@ class LoopPrimitives(Protocol):
         """Square root."""
 
     def solve_positive(self, a: Array, b: Array, least: float) -> Array:
-        """a⁻¹ b of many small symmetric matrices, for vectors b; pivots are at least ``least``."""
+        """a⁻¹ b of many small symmetric matrices, for vectors b.
+
+        Their eigenvalues are above ``least``, to which pivots are raised that rounding makes
+        negative; others below it may be, too.
+        """
 
     def minimum(self, x: Any, y: Any) -> Any:
         """The smaller of two, entry by entry."""

@@ -228,7 +228,7 @@ def look(
     z0: Array,
     start: Array,
     products: jacobian.Products,
-    rtol: float,
+    layout: states.Layout,
 ) -> tuple[Array, ...]:
     """Measure, for each sample; :func:`summarize` makes a :class:`Look` of it.
 
@@ -244,8 +244,8 @@ def look(
         Normals.
     products : callable
         ``products(z)`` returns products with the Jacobians of f at z and with their transposes.
-    rtol : float
-        To which samples shall settle.
+    layout : states.Layout
+        Of the states that f maps, whose dtypes say to what samples can settle.
 
     Returns
     -------
@@ -254,8 +254,9 @@ def look(
         error; adjoint amplification, and whether its equation was solved; what the first sample
         changes in each.
     """
+    rtol = _settling_rtol(layout)
     plain = fixed_point.solve(xp, f, z0, method="plain", rtol=rtol, max_steps=STEPS)
-    anderson = fixed_point.solve(xp, f, z0, rtol=rtol, max_steps=STEPS)
+    anderson = fixed_point.solve(xp, f, z0, rtol=rtol, max_steps=STEPS, rounding=layout.rounding)
     z = xp.where(plain.converged[:, None], plain.value, anderson.value)
     jvp, vjp = products(z)
     norm = jacobian.norm(xp, jvp, vjp, start, rtol=_MEASURING_RTOL, max_steps=_NORM_STEPS)
@@ -369,14 +370,8 @@ def report(
     return replace(base, note=base.note or f"no common factor makes it stable: {outcome}")
 
 
-def settling_rtol(layout: states.Layout) -> float:
-    """Return the residual to which samples of a state can settle.
-
-    Raises
-    ------
-    ShapeError
-        If there are no samples.
-    """
+def _settling_rtol(layout: states.Layout) -> float:
+    """Return the residual to which samples of a state can settle."""
     if layout.batch == 0:
         raise ShapeError(
             "expected a batch of at least one sample to check, received none. Pass a z0 of some "

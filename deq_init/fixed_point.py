@@ -87,7 +87,7 @@ def solve(
     damping : float
         The share of the residual that is added, in (0, 1].
     rounding : float
-        Relative error of f's values, if it is more than z0's dtype makes.
+        Relative error of f's values, in [0, 1); z0's epsilon, if that is more.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def solve(
     SolverError
         For options out of their ranges.
     """
-    require_options(method, rtol, max_steps, memory, damping)
+    require_options(method, rtol, max_steps, memory, damping, rounding)
     epsilon = epsilon_of(z0)
     # Below this, a fixed point of zero counts as met.
     floor = epsilon * xp.lengths(z0)
@@ -149,7 +149,12 @@ def solve(
 
 
 def require_options(
-    method: Any, rtol: Any, max_steps: Any, memory: Any = 5, damping: Any = 1.0
+    method: Any,
+    rtol: Any,
+    max_steps: Any,
+    memory: Any = 5,
+    damping: Any = 1.0,
+    rounding: Any = 0.0,
 ) -> None:
     """Raise SolverError for options of a solver that are out of their ranges."""
     if method not in _METHODS:
@@ -163,6 +168,11 @@ def require_options(
     if not (_is_real(damping) and 0 < damping <= 1):
         raise SolverError(
             f"expected damping in (0, 1], received {damping!r}. Pass 1.0 for full steps."
+        )
+    if not (_is_real(rounding) and 0 <= rounding < 1):
+        raise SolverError(
+            f"expected rounding in [0, 1), received {rounding!r}. Pass an epsilon, e.g. 2**-7 for "
+            "bfloat16."
         )
 
 
@@ -212,17 +222,18 @@ def _correction(
     row = row * scale[:, None] * scales
     gram = xp.put(xp.transpose(xp.put(gram, slot, row)), slot, row)
     regularised = gram + ridge * xp.eye(gram.shape[1], gram)
-    # No eigenvalue is below the ridge, but for rounding.
+    # No eigenvalue is below the ridge but for rounding, for which half of it is left.
     weights = xp.solve_positive(regularised, components * scales, ridge / 2) * scales
     correction = (weights[:, None] @ moves)[:, 0]
     return correction, [target, r, moves, changes, scales, gram]
 
 
 def eliminate(xp: LoopPrimitives, a: Array, b: Array, least: float) -> Array:
-    """Return a⁻¹ b of small symmetric matrices whose eigenvalues are at least ``least``.
+    """Return a⁻¹ b of small symmetric matrices whose eigenvalues are above ``least``.
 
-    Gauss and Jordan's elimination, in which no pivot may fall below that, as none would but for
-    rounding: for backends in which batches of LAPACK's small problems take longer.
+    Gauss and Jordan's elimination. No pivot is below the smallest eigenvalue but for rounding, and
+    those that are below ``least`` are raised to it. For backends in which batches of LAPACK's small
+    problems take longer.
 
     Parameters
     ----------
@@ -232,6 +243,10 @@ def eliminate(xp: LoopPrimitives, a: Array, b: Array, least: float) -> Array:
         A right side for each.
     least : float
         The smallest pivot.
+
+    Returns
+    -------
+    array, shape (batch, k)
     """
     size = a.shape[1]
     unit = xp.eye(size, a)

@@ -2,8 +2,13 @@ import os
 
 import hypothesis
 import pytest
+import torch
 
 import backends
+
+# Small matrices, in several processes at once: threads would only wait for each other.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The suite runs again inside itself, on Keras's other backends: fewer examples there.
 examples = 6 if "DEQ_INIT_INNER" in os.environ else 25

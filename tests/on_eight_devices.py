@@ -137,6 +137,18 @@ def test_shard_map_with_folded_keys(family, scale):
         np.testing.assert_allclose(shard, init(jax.random.fold_in(KEY, index), shape), atol=1e-6)
 
 
+@pytest.mark.parametrize(("family", "scale"), [("orthogonal", {}), ("goe", {"spectral_norm": 0.9})])
+def test_vmap_over_sharded_keys(family, scale):
+    """On an explicit mesh, where a loop over the shards' axis would be an error."""
+    draw = jax.vmap(lambda key: getattr(deq_init.jax, family)(**scale)(key, (8, 8)))
+    keys = jax.random.split(KEY, 8)
+    expected = draw(keys)
+    with jax.set_mesh(mesh_of(AxisType.Explicit)):
+        found = jax.jit(draw)(jax.device_put(keys, P("x")))
+        assert jax.typeof(found).sharding.spec == P("x", None, None)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_shard_map_knows_that_shards_differ():
     def local(key):
         return deq_init.jax.goe()(jax.random.fold_in(key, jax.lax.axis_index("x")), (16, 16))

@@ -197,6 +197,7 @@ def test_vmap_over_keys_is_a_loop(family, options):
         ("goe", 8, {"spectral_norm": 0.9}, "syevd"),
         ("random", 8, {"spectral_radius": 0.9}, "geev"),
         ("goe", 512, {"spectral_norm": 0.9}, "syevd"),
+        ("random", 2048, {"spectral_radius": 0.9}, "geev"),
     ],
 )
 def test_vmap_makes_no_batches_of_lapack_s(family, n, scale, kernel):

@@ -16,7 +16,7 @@ def test_on_eight_devices():
         env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=840,
         cwd=os.path.dirname(here),
     )
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]

@@ -140,7 +140,7 @@ def test_keras_on_its_other_backends(other):
         env={**os.environ, "KERAS_BACKEND": other, "DEQ_INIT_INNER": "1"},
         capture_output=True,
         text=True,
-        timeout=1200,
+        timeout=840,
         cwd=os.path.dirname(here),
     )
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]

@@ -34,15 +34,6 @@ QUICK = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_pass
 TRACED = {"tensorflow": [False, True], "jax": [True], "torch": [False]}[KERAS_BACKEND]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small matrices: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def array(x):
     return np.asarray(ops.convert_to_numpy(ops.stop_gradient(x)))
 

@@ -23,14 +23,6 @@ INPUTS, DRAWS, SAMPLES = 64, 6, 4
 SIGMAS = 5  # two-sided false alarm of a normal mean: 6e-7
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def inputs(seed):
     """Inputs of squared length INPUTS: those of the entries of U x are then N(0, input_gain²)."""
     x = np.random.default_rng(seed).standard_normal((SAMPLES, INPUTS))

@@ -18,15 +18,6 @@ from deq_init.jacobian import Measurement, Target
 SLOPES = {"tanh": lambda h: 1 - np.tanh(h) ** 2, "relu": lambda h: (h > 0) * 1.0}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small matrices: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Deq:
     """z = φ(W z + b) + x in PyTorch, and the dense truth about it in float64."""
 

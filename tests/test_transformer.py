@@ -19,15 +19,6 @@ QUICK = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_pass
 RTOL = {"float32": 1e-6, "float64": 1e-13}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small matrices: threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tokens(batch=BATCH):
     return np.random.default_rng(3).integers(0, VOCABULARY, (batch, LENGTH))
 

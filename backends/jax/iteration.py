@@ -131,21 +131,19 @@ class Iteration:
 
     def eigh(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Eigenvalues and eigenvectors of small symmetric matrices."""
-        return jax.vmap(one_by_one(_eigh))(x)
+        return _eigh(x)
 
     def eig(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Moduli of eigenvalues and left eigenvectors of small matrices."""
-        return jax.vmap(one_by_one(_eig))(x)
+        return _eig(x)
 
 
-def _eigh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    values, vectors = jnp.linalg.eigh(x)
-    return values, vectors
-
-
-def _eig(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _moduli(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     values, vectors = jnp.linalg.eig(x)
     return jnp.abs(values), jnp.abs(jnp.linalg.inv(vectors).mT)
 
+
+_eigh = jax.vmap(one_by_one(lambda x: tuple(jnp.linalg.eigh(x))))
+_eig = jax.vmap(one_by_one(_moduli))
 
 xp = Iteration()

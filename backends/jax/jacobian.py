@@ -42,6 +42,7 @@ def fixed_point(
     max_steps: int = 1000,
     memory: int = 5,
     damping: float = 1.0,
+    rounding: float | None = None,
 ) -> Solution:
     """Solve z = f(z) for each sample, from z0.
 
@@ -61,6 +62,9 @@ def fixed_point(
         Differences that Anderson acceleration keeps.
     damping : float
         In (0, 1].
+    rounding : float, optional
+        Relative error of f's values, by which Anderson acceleration is regularised: say 2**-7 for
+        an f that computes in bfloat16. By default the epsilon of z0's coarsest dtype.
 
     Returns
     -------
@@ -93,7 +97,7 @@ def fixed_point(
         max_steps=max_steps,
         memory=memory,
         damping=damping,
-        rounding=flat.layout.rounding,
+        rounding=flat.layout.rounding if rounding is None else rounding,
     )
     value = flat.unflatten(found.value)
     return Solution(value, found.residual, found.steps, found.converged)

@@ -104,7 +104,6 @@ def check(
 
     compiled, start = Compiled(function), flat.flatten(z0)
     began, vectors = np.asarray(start), np.asarray(normals(start))
-    rtol = core.settling_rtol(flat.layout)
 
     # What overflows is an answer here.
     @np.errstate(all="ignore")
@@ -115,7 +114,7 @@ def check(
             began,
             vectors,
             lambda z: compiled.products(weights, z),
-            rtol,
+            flat.layout,
         )
         return core.summarize(measured)
 

@@ -26,6 +26,7 @@ from deq_init.keras.variables import frobenius
 from deq_init.numpy.iteration import xp
 from deq_init.plan import compute_dtype
 from deq_init.spectra import Estimate
+from deq_init.states import Layout
 
 Solver = Callable[[Vectors, Any], Any]
 Product = Callable[[Any], Any]
@@ -101,11 +102,11 @@ def rescale_jacobian(
 
 
 @np.errstate(all="ignore")
-def look(f: Vectors, variables: Sequence[keras.Variable], z0: Any, rtol: float) -> Look:
+def look(f: Vectors, variables: Sequence[keras.Variable], z0: Any, layout: Layout) -> Look:
     """Return what a check sees from a tensor of shape (batch, n)."""
     built, z = Map(f, variables), _array(z0)
     build(f, z0)
-    return checking.summarize(checking.look(xp, built, z, _normals(z), built.products, rtol))
+    return checking.summarize(checking.look(xp, built, z, _normals(z), built.products, layout))
 
 
 @np.errstate(all="ignore")

@@ -17,6 +17,7 @@ from deq_init.keras import sampling
 from deq_init.keras.jacobian import rescale_jacobian
 from deq_init.keras.states import Flat, Function, State, Vectors
 from deq_init.keras.variables import frobenius, restored, variables_of
+from deq_init.states import Layout
 
 
 def check(
@@ -75,7 +76,6 @@ def check(
     variables = [] if none else variables_of(weights)
     count = core.require_draws(draws, family, bool(variables))
     function, start = flat.map(f), flat.flatten(z0)
-    rtol = core.settling_rtol(flat.layout)
     known = core.Weights(
         [tuple(v.shape) for v in variables],
         [frobenius(v) ** 2 for v in variables],
@@ -84,19 +84,21 @@ def check(
     )
     requests = known.plans(blocks)
     with restored(variables):
-        seen = _look(function, variables, start, rtol)
+        seen = _look(function, variables, start, flat.layout)
         redraws = []
         for draw in range(count):
             for index, (variable, plan) in enumerate(zip(variables, requests, strict=True)):
                 seed = selection.seed_of(draw, str(index))
                 value = sampling.sample(plan, seed, plans.compute_dtype(variable.dtype))
                 variable.assign(ops.cast(value, variable.dtype))
-            redraws.append(_look(function, variables, start, rtol))
+            redraws.append(_look(function, variables, start, flat.layout))
 
     def rescale(norm: float) -> tuple[Rescaling, Look]:
         with restored(variables):
             result = rescale_jacobian(variables, f, z0, jacobian_norm=norm)
-            return result, _look(function, variables, start, rtol) if result.reached else seen
+            return result, _look(
+                function, variables, start, flat.layout
+            ) if result.reached else seen
 
     return core.report(seen, flat.layout, known, redraws, rescale=rescale, suggestion=_SUGGESTION)
 
@@ -107,9 +109,9 @@ _SUGGESTION = "deq_init.keras.rescale_jacobian(weights, f, z0, jacobian_norm={no
 if keras.backend.backend() == "torch":
     from deq_init.torch import verdict as _torch
 
-    def _look(f: Vectors, variables: Sequence[keras.Variable], z0: Any, rtol: float) -> Look:
+    def _look(f: Vectors, variables: Sequence[keras.Variable], z0: Any, layout: Layout) -> Look:
         """Return what is seen with the variables as they are."""
-        return _torch.look(f, z0, rtol)
+        return _torch.look(f, z0, layout)
 
 else:
     from deq_init.keras import loops

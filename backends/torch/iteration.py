@@ -116,11 +116,12 @@ class Iteration:
         return torch.linalg.vector_norm(x, torch.inf)
 
     def solve_positive(self, a: Tensor, b: Tensor, least: float) -> Tensor:
-        """Cholesky's, or elimination where a batch has matrices that are not positive."""
+        """Cholesky's way, or elimination for matrices that are not positive."""
         factors, info = torch.linalg.cholesky_ex(a)
+        x = torch.cholesky_solve(b[:, :, None], factors)[:, :, 0]
         if bool(info.any()):
-            return eliminate(self, a, b, least)
-        return torch.cholesky_solve(b[:, :, None], factors)[:, :, 0]
+            return torch.where((info == 0)[:, None], x, eliminate(self, a, b, least))
+        return x
 
     def minimum(self, x: Any, y: Any) -> Any:
         """The smaller."""

@@ -12,6 +12,7 @@ from deq_init import check as core
 from deq_init import selection
 from deq_init.check import Look, Report
 from deq_init.jacobian import Rescaling
+from deq_init.states import Layout
 from deq_init.torch import filling
 from deq_init.torch.iteration import xp
 from deq_init.torch.jacobian import (
@@ -82,14 +83,13 @@ def check(
     scaled = Scaled(chosen) if chosen else None
     count = core.require_draws(draws, family, bool(chosen))
     function, start = flat.map(f), flat.flatten(z0).detach()
-    rtol = core.settling_rtol(flat.layout)
     sizes = [] if scaled is None else scaled.sizes()
     known = core.Weights(
         [shape for shape, _ in sizes], [norm**2 for _, norm in sizes], "out_in", family
     )
     requests = known.plans(blocks)
     with nullcontext() if scaled is None else scaled.restored_unless_kept():
-        seen = look(function, start, rtol)
+        seen = look(function, start, flat.layout)
         redraws = []
         if scaled is not None and count:
             scaled.written = True
@@ -97,13 +97,13 @@ def check(
             for index, (w, plan) in enumerate(zip(chosen, requests, strict=True)):
                 seed = selection.seed_of(draw, str(index))
                 filling.fill(plan.family.name, w, plan.scale, blocks, None, seed, None)
-            redraws.append(look(function, start, rtol))
+            redraws.append(look(function, start, flat.layout))
 
     def rescale(norm: float) -> tuple[Rescaling, Look]:
         with Scaled(chosen).restored_unless_kept() as kept:
             kept.written = True
             result = rescale_jacobian_(chosen, f, z0, jacobian_norm=norm)
-            return result, look(function, start, rtol) if result.reached else seen
+            return result, look(function, start, flat.layout) if result.reached else seen
 
     return core.report(seen, flat.layout, known, redraws, rescale=rescale, suggestion=_SUGGESTION)
 
@@ -111,8 +111,8 @@ def check(
 _SUGGESTION = "deq_init.torch.rescale_jacobian_(weights, f, z0, jacobian_norm={norm})"
 
 
-def look(f: Product, z0: Tensor, rtol: float) -> Look:
+def look(f: Product, z0: Tensor, layout: Layout) -> Look:
     """Return what is seen from z0, of shape (batch, n), with the weights as they are."""
     with torch.no_grad():
-        measured = core.look(xp, f, z0, normals(z0), lambda z: products(f, z), rtol)
+        measured = core.look(xp, f, z0, normals(z0), lambda z: products(f, z), layout)
     return core.summarize([x.cpu() for x in measured])
