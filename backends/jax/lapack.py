@@ -44,8 +44,7 @@ def one_by_one(f: _Called) -> _Called:
         def at_once(*arrays: jax.Array) -> Any:
             return jax.vmap(f, axes)(*arrays)
 
-        shards = [x for x, axis in zip(arrays, axes, strict=True) if axis == 0 and _sharded(x)]
-        if shards:
+        if any(axis == 0 and _sharded(x) for x, axis in zip(arrays, axes, strict=True)):
             result = at_once(*arrays)
         else:
             result = jax.lax.platform_dependent(*arrays, cpu=loop, default=at_once)
