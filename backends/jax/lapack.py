@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import wraps
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 
 _Called = TypeVar("_Called", bound=Callable[..., Any])
 
@@ -19,43 +19,27 @@ def one_by_one(f: _Called) -> _Called:
     ever. Derivatives are those of f itself, with its batches, and so are batches that an explicit
     mesh has sharded.
     """
-
-    @jax.custom_batching.custom_vmap
-    def sequential(*arrays: jax.Array) -> Any:
-        return f(*arrays)
+    sequential = jax.custom_batching.custom_vmap(f)
 
     @sequential.def_vmap
     def batch(size: int, batched: Sequence[bool], *arrays: jax.Array) -> tuple[Any, Any]:
-        del size
-        axes = tuple(0 if is_batched else None for is_batched in batched)
-
         def loop(*arrays: jax.Array) -> Any:
-            def one(mapped: Sequence[jax.Array]) -> Any:
-                rest = iter(mapped)
-                return sequential(
-                    *(
-                        x if axis is None else next(rest)
-                        for x, axis in zip(arrays, axes, strict=True)
-                    )
-                )
+            rows = [
+                x if is_batched else jnp.broadcast_to(x, (size, *x.shape))
+                for x, is_batched in zip(arrays, batched, strict=True)
+            ]
+            return jax.lax.map(lambda row: sequential(*row), rows)
 
-            return jax.lax.map(one, [x for x, axis in zip(arrays, axes, strict=True) if axis == 0])
-
-        def at_once(*arrays: jax.Array) -> Any:
-            return jax.vmap(f, axes)(*arrays)
-
-        if any(axis == 0 and _sharded(x) for x, axis in zip(arrays, axes, strict=True)):
+        at_once = jax.vmap(f, [0 if is_batched else None for is_batched in batched])
+        if any(is_batched and _sharded(x) for x, is_batched in zip(arrays, batched, strict=True)):
             result = at_once(*arrays)
         else:
             result = jax.lax.platform_dependent(*arrays, cpu=loop, default=at_once)
         return result, jax.tree.map(lambda _: True, result)
 
-    @jax.custom_jvp
-    def differentiable(*arrays: jax.Array) -> Any:
-        return sequential(*arrays)
-
+    differentiable = jax.custom_jvp(sequential)
     differentiable.defjvp(lambda primals, tangents: jax.jvp(f, primals, tangents))
-    return cast(_Called, wraps(f)(lambda *arrays: differentiable(*arrays)))
+    return cast(_Called, differentiable)
 
 
 def _sharded(x: jax.Array) -> bool:
