@@ -107,17 +107,185 @@ def test_kill_9_and_run_again(tmp_path, jobs):
     assert (tmp_path / "results.jsonl").read_bytes().startswith(kept)
 
 
-@pytest.mark.parametrize("cut", [1, 40, -1])
-def test_what_a_crash_cut_off_is_run_again(tmp_path, cut):
-    """A torn line, and a cell of which a line is missing, at the end of the file."""
+@pytest.mark.parametrize("kept", [1, 40, 0])
+def test_what_a_crash_cut_off_is_run_again(tmp_path, capsys, kept):
+    """A torn line, and a cell of which a line is missing, at the end of the file: moved away."""
     run(tmp_path)
     path = tmp_path / "results.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    torn = b"" if cut == -1 else lines[-1][:-cut]
-    path.write_bytes(b"".join(lines[:-1]) + torn)
+    torn = lines[-2] + lines[-1][:kept]
+    path.write_bytes(b"".join(lines[:-2]) + torn)
+    assert len(results.read(tmp_path, quiet=True)) == 14
+    run(tmp_path)
+    assert_each_once(tmp_path)
+    assert (tmp_path / "results.jsonl.bak").read_bytes().rstrip(b"\n") == torn.rstrip(b"\n")
+    printed = capsys.readouterr().err
+    assert f"ended in {len(torn)} bytes (1 whole rows) of a cell that was not finished" in printed
+
+
+def test_a_last_line_without_its_end_is_whole(tmp_path, capsys):
+    """As some tools write them; what is added goes to a line of its own."""
+    run(tmp_path, count=7)
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
     assert len(results.read(tmp_path)) == 14
     run(tmp_path)
     assert_each_once(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def whole(folder):
+    """The values of the whole cells of a folder, from its file alone."""
+    return {(row["gain"], row["seed"]): row["value"] for row in rows(folder)}
+
+
+@pytest.mark.parametrize("order", ["by seed", "reversed", "shuffled", "spaced"])
+def test_rows_in_any_order_are_kept(tmp_path, capsys, order):
+    run(tmp_path)
+    path = tmp_path / "results.jsonl"
+    expected = results.read(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    if order == "by seed":
+        lines.sort(key=lambda line: json.loads(line)["seed"])
+    elif order == "reversed":
+        lines.reverse()
+    elif order == "shuffled":
+        np.random.default_rng(0).shuffle(lines)
+    else:
+        lines = [b"\xef\xbb\xbf", *(line + b" \r\n\n" for line in lines)]
+    path.write_bytes(b"".join(lines))
+    before = path.read_bytes()
+    run(tmp_path)
+    assert path.read_bytes() == before
+    assert sorted(results.read(tmp_path), key=str) == sorted(expected, key=str)
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / "results.jsonl.bak").exists()
+
+
+def test_a_row_that_is_missing_in_the_middle(tmp_path, capsys):
+    """Its cell is run again, and what is left of it is ignored."""
+    run(tmp_path)
+    path = tmp_path / "results.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3] + lines[4:]))
+    run(tmp_path)
+    assert "1 row of cells that are not whole are ignored" in capsys.readouterr().err
+    assert path.read_bytes().count(b"\n") == 17
+    assert whole(tmp_path).keys() == {(gain, seed) for gain in range(8) for seed in range(2)}
+    assert len(results.read(tmp_path)) == 16
+    message = "1 row beside the first whole copy of their cells are ignored"
+    assert message in capsys.readouterr().err
+    before = path.read_bytes()
+    run(tmp_path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("ends", [0, 1, 30])
+def test_files_of_two_machines_are_concatenated(tmp_path, capsys, ends):
+    """The first whole copy of each cell counts, also where the rows of copies are mixed.
+
+    ``ends`` bytes are missing at the end of the first file: its line end, or a part of a row, too.
+    """
+    a, b, both = (tmp_path / name for name in ("a", "b", "both"))
+    run(a, count=5)
+    run(b)
+    text = (b / "results.jsonl").read_text().replace('"value":', '"value":100')
+    (b / "results.jsonl").write_text(text.replace('"cell_seconds":', '"cell_seconds":1'))
+    first = (a / "results.jsonl").read_bytes()
+    first = first[: len(first) - ends]
+    both.mkdir()
+    (both / "results.jsonl").write_bytes(first + (b / "results.jsonl").read_bytes())
+    run(both)
+    found = {(row["gain"], row["seed"]): row["value"] for row in results.read(both)}
+    cut = 4 if ends == 30 else None
+    assert found.keys() == {(gain, seed) for gain in range(8) for seed in range(2)}
+    for (gain, seed), value in found.items():
+        mine = gain + seed / 10
+        assert value == (mine if gain < (cut or 5) else float(f"100{mine}"))
+    message = "9 rows beside" if cut else "10 rows beside"
+    assert message in capsys.readouterr().err
+    lines = (both / "results.jsonl").read_bytes().replace(b'}{"cell"', b'}\n{"cell"').splitlines()
+    mixed = sorted((line for line in lines if line.endswith(b"}")), key=lambda line: line[-30:])
+    (both / "results.jsonl").write_bytes(b"\n".join(mixed[::-1]))
+    values = [row["value"] for row in results.read(both)]
+    by_cell = list(zip(values[::2], values[1::2], strict=True))
+    assert len(by_cell) == 8
+    # Both rows of a cell are of one machine.
+    assert all((first >= 100) == (second >= 100) for first, second in by_cell)
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        (b"[" * 100000 + b"\n", r"b'\[+'\.\.\."),
+        (b'{"cell":' * 20000 + b"\n", "b'"),
+        (bytes(100) + b"\n", "100 NUL bytes"),
+        (b"\xff\xfe\n", "b'"),
+        (b'{"cell":"a","of":"2"}\n', "b'"),
+        (b'{"cell":"a","of":true}\n', "b'"),
+        (b'{"cell":["a"],"of":1}\n', "b'"),
+        (b'{"cell":"a","of":1,"seed":[0]}\n', "b'"),
+        (b'{"cell":"a","of":0}\n', "b'"),
+        (b"mine", "b'mine'"),
+    ],
+)
+def test_a_line_that_is_no_row(tmp_path, content, shown):
+    run(tmp_path, count=1)
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(path.read_bytes() + b"\n" + content)
+    before = path.read_bytes()
+    for call in (run, results.read):
+        with pytest.raises(OutputError, match=rf"received {shown}.* as line 4\. Delete"):
+            call(tmp_path)
+    assert path.read_bytes() == before
+
+
+def test_rows_are_on_the_disk_before_the_cell_is_given_up(tmp_path, monkeypatch):
+    """A power failure after append loses nothing: the file's bytes are flushed at that time."""
+    flushed = []
+
+    def fsync(descriptor):
+        flushed.append(os.fstat(descriptor).st_size)
+
+    here = results.Results(tmp_path, ["0a"])
+    monkeypatch.setattr(os, "fsync", fsync)
+    release = here._locks.release
+    monkeypatch.setattr(here._locks, "release", lambda key: flushed.append(key) or release(key))
+    here.append("0a", [{"seed": 1}, {"seed": 2}])
+    here.close()
+    assert flushed == [(tmp_path / "results.jsonl").stat().st_size, "0a"]
+
+
+def test_a_write_that_a_signal_ends_early(tmp_path, monkeypatch):
+    """Some file systems then write a part."""
+    write = os.write
+    here = results.Results(tmp_path, ["0a"])
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
+    here.append("0a", [{"seed": 1}, {"seed": 2}])
+    here.close()
+    assert [row["seed"] for row in results.read(tmp_path)] == [1, 2]
+
+
+def test_a_file_that_is_replaced_while_it_is_open(tmp_path):
+    here = results.Results(tmp_path, ["0a", "0b"])
+    here.append("0a", [{"seed": 1}])
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b"")  # cut by someone else: what is there counts
+    here.append("0b", [{"seed": 2}])
+    assert list(here.rows) == ["0b"]
+    path.rename(tmp_path / "other")
+    with pytest.raises(OutputError, match="it was deleted or replaced since"):
+        here.append("0a", [{"seed": 1}])
+    here.close()
+
+
+@pytest.mark.parametrize("given", [[], [{"seed": 1}, {"seed": 1}]])
+def test_rows_that_make_no_cell(tmp_path, given):
+    here = results.Results(tmp_path, ["0a"])
+    with pytest.raises(OutputError, match="each with a seed of its own"):
+        here.append("0a", given)
+    here.close()
+    assert (tmp_path / "results.jsonl").read_bytes() == b""
 
 
 def test_two_processes_share_a_folder(tmp_path):
@@ -289,14 +457,14 @@ def test_a_cell_cut_off_while_another_process_runs_is_cut_away(tmp_path):
     keys = ["0a", "0b"]
     here = results.Results(tmp_path, keys)
     path = tmp_path / "results.jsonl"
-    for torn in (b'{"cell":"0a","of":2,"x":1}\n', b'{"cell":"0a","of":2,"x"'):
+    for torn in (b'{"cell":"0a","of":2,"seed":1}\n', b'{"cell":"0a","of":2,"seed"'):
         path.write_bytes(path.read_bytes() + torn)
         here.refresh()
         assert here.rows == {}
         assert path.read_bytes() == b""
-    here.append("0a", [{"x": 1}, {"x": 2}])
+    here.append("0a", [{"seed": 1}, {"seed": 2}])
     here.close()
-    assert [row["x"] for row in results.read(tmp_path)] == [1, 2]
+    assert [row["seed"] for row in results.read(tmp_path)] == [1, 2]
 
 
 def test_threads_of_one_process_share_a_results_file(tmp_path):
@@ -306,7 +474,7 @@ def test_threads_of_one_process_share_a_results_file(tmp_path):
     asked = threading.Thread(target=lambda: [shared.claim(key) for key in keys])
     asked.start()
     for key in keys:
-        shared.append(key, [{"x": 1}, {"x": 2}])
+        shared.append(key, [{"seed": 1}, {"seed": 2}])
     asked.join()
     shared.close()
     assert {key: len(rows) for key, rows in shared.rows.items()} == dict.fromkeys(keys, 2)

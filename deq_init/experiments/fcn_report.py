@@ -9,7 +9,7 @@ import numpy as np
 
 from deq_init import families
 from deq_init.experiments import claims, report
-from deq_init.experiments.fcn import FAILED_BELOW
+from deq_init.experiments.fcn import FAILED_BELOW, REGIMES
 from deq_init.experiments.results import Row
 from deq_init.experiments.runs import draw, grouped
 
@@ -18,7 +18,9 @@ _SHOWN = 0.5  # a gap in points that is worth a word
 
 def render(folder: Path, rows: list[Row]) -> str:
     """Write figure and table from the rows, and return the table."""
-    regimes = list(dict.fromkeys(row["regime"] for row in rows))
+    # Rows are in the order in which cells were finished.
+    found = {row["regime"] for row in rows}
+    regimes = [name for name in REGIMES if name in found]
     parts = [_part([row for row in rows if row["regime"] == regime]) for regime in regimes]
     if len(regimes) > 1:
         parts.append(_across(rows, regimes))

@@ -108,7 +108,7 @@ def run(name: str, grid: Any, options: sweep.Options, announce: bool = False) ->
         )
     started = time.perf_counter()
     folder = sweep.run(name, cells, experiment.measure, options)
-    text = experiment.render(folder, results.read(folder))
+    text = experiment.render(folder, results.read(folder, quiet=True))
     if not options.quiet:
         print(text)
         print(f"\n{time.perf_counter() - started:.1f} s. Results: {folder}")

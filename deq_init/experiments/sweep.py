@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from deq_init.errors import EngineError, OutputError, require
 from deq_init.experiments import report
-from deq_init.experiments.results import RESULTS, Results, Row, key_of, read
+from deq_init.experiments.results import RESULTS, Results, Row, key_of, load
 
 Engine = Literal["loky", "dask", "ray"]
 ENGINES: tuple[Engine, ...] = ("loky", "dask", "ray")
@@ -114,11 +114,11 @@ def results_folder(name: str, output: str | Path | None, keys: dict[str, Row]) -
 
 def _is_unfinished(folder: Path, keys: dict[str, Row]) -> bool:
     try:
-        found = {row["cell"] for row in read(folder)}
-        finished = (folder / report.TABLE).exists()
-        return found < keys.keys() or (found == keys.keys() and not finished)
+        cells = load(folder)
     except OutputError:
-        return (folder / RESULTS).stat().st_size == 0
+        return False
+    finished = len(cells.rows) == len(keys) and (folder / report.TABLE).exists()
+    return cells.keys <= keys.keys() and not finished
 
 
 def _finish(
