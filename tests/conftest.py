@@ -1,8 +1,25 @@
+import atexit
 import os
+import shutil
+import tempfile
 
 import hypothesis
 import pytest
-import torch
+
+# Most of the suite's time is XLA's. Small functions do not repay its optimisations, and what one
+# test compiled serves the next. Each process has a folder of its own: writes are not atomic.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.mkdtemp(prefix="deq-init-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import torch  # after the above, which JAX reads when it is imported
 
 import backends
 
