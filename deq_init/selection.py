@@ -7,8 +7,8 @@ before any of them is changed.
 from __future__ import annotations
 
 import difflib
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -145,7 +145,7 @@ def requests(
     Raises
     ------
     SelectionError
-        If nothing is selected, or a pattern matches no name.
+        If nothing is selected, a pattern matches no name, or two names have the same hash.
     FamilyError, ShapeError, ScaleError, DTypeError
         For a weight that was selected and cannot be what was asked for, with its name.
     """
@@ -162,11 +162,40 @@ def requests(
             f"of which none was selected{f' ({reasons})' * bool(reasons)}. "
             "Pass where= with the names of those that are meant."
         )
+    _require_own_keys([request.weight.name for request in result if request.plan])
     return result
 
 
+def _require_own_keys(names: Sequence[str]) -> None:
+    """Raise SelectionError if two names have one hash: their matrices would be the same."""
+    first: dict[tuple[int, int], str] = {}
+    for name in names:
+        other = first.setdefault(name_words(name), name)
+        if other != name:
+            raise SelectionError(
+                f"expected names with hashes of their own, received {other!r} and {name!r}, whose "
+                "hashes are equal: one seed would give both the same matrix. Rename one of them, "
+                "or initialize it in a call of its own with another seed."
+            )
+
+
+def name_words(name: str) -> tuple[int, int]:
+    """Return the 64-bit hash of a weight's name, as two words of 32 bits.
+
+    It is BLAKE2b of the name in UTF-8 with a digest of 8 bytes, big-endian. The key of a weight is
+    the model's key with the first word folded in, and then the second.
+
+    Examples
+    --------
+    >>> name_words("layer.weight")
+    (2883143293, 225284859)
+    """
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big")
+
+
 def seed_of(seed: int, name: str) -> int:
-    """Return the seed of one weight of a model: its name's CRC-32 folded into the model's seed.
+    """Return the seed of one weight of a model: its name's hash folded into the model's seed.
 
     It does not depend on the other weights, nor on their order.
 
@@ -175,10 +204,32 @@ def seed_of(seed: int, name: str) -> int:
     seed : int
         The model's seed, in [0, 2**64).
     name : str
-        The weight's full name.
+        The weight's full name, see :func:`name_words`.
     """
-    high, low = draws.fold_in(draws.key_from_seed(seed), zlib.crc32(name.encode()))
-    return high << 32 | low
+    key = draws.key_from_seed(seed)
+    for word in name_words(name):
+        key = draws.fold_in(key, word)
+    return key[0] << 32 | key[1]
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Return the names, with ``_2``, ``_3``, ... appended to those that were there before.
+
+    Examples
+    --------
+    >>> distinct(["a/w", "a/w", "b"])
+    ['a/w', 'a/w_2', 'b']
+    """
+    taken: set[str] = set()
+    result = []
+    for name in names:
+        own, count = name, 1
+        while own in taken:
+            count += 1
+            own = f"{name}_{count}"
+        taken.add(own)
+        result.append(own)
+    return result
 
 
 def summarize(result: Sequence[Request]) -> Summary:

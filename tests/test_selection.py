@@ -1,6 +1,8 @@
 """Which weights of a model are chosen, how, and what the summary says."""
 
+import hashlib
 import json
+import zlib
 
 import pytest
 
@@ -88,9 +90,37 @@ def test_errors_name_the_weight(where, options, error, words):
 
 
 def test_a_weights_seed_depends_on_its_name_alone():
-    # zlib.crc32(b"a") is 0xE8B7BE43, by the definition of CRC-32.
-    assert draws.key_from_seed(selection.seed_of(5, "a")) == draws.fold_in((0, 5), 0xE8B7BE43)
+    name = "modèle.ß.weight"
+    number = int(hashlib.blake2b(name.encode(), digest_size=8).hexdigest(), 16)
+    expected = draws.fold_in(draws.fold_in((0, 5), number >> 32), number % 2**32)
+    assert draws.key_from_seed(selection.seed_of(5, name)) == expected
     assert selection.seed_of(5, "a") != selection.seed_of(5, "b") != selection.seed_of(6, "b")
+    assert selection.seed_of(0, "\ud800") != selection.seed_of(0, "\ud801")  # a path's lone bytes
+
+
+def test_names_of_large_models_have_hashes_of_their_own():
+    """Their CRC-32 has 3 pairs of equal values in the first, and about one in the second."""
+    experts = [
+        f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight"
+        for layer in range(1, 61)
+        for expert in range(384)
+        for part in ("gate", "up", "down")
+    ]
+    numbered = [f"blocks.{i}.weight" for i in range(100_000)]
+    names = [*experts, *numbered, "plumless", "buckeroo"]
+    assert len({selection.name_words(name) for name in names}) == len(names) == 169_122
+
+
+def test_names_that_would_share_a_matrix_are_refused(monkeypatch):
+    monkeypatch.setattr(selection, "name_words", lambda name: (zlib.crc32(name.encode()), 0))
+    weights = [weight(name, (8, 8)) for name in ("plumless", "other", "buckeroo")]
+    with pytest.raises(errors.SelectionError, match="'plumless' and 'buckeroo', whose"):
+        selection.requests(weights, "out_in", None, {"family": "goe"})
+    assert len(selection.requests(weights, "out_in", "[op]*", {"family": "goe"})) == 3
+
+
+def test_equal_names_are_made_distinct():
+    assert selection.distinct(["w", "w", "w_2", "w"]) == ["w", "w_2", "w_2_2", "w_3"]
 
 
 def test_summary():

@@ -82,6 +82,13 @@ def test_a_weight_is_what_its_name_and_the_seed_say():
     assert torch.equal(model.first.weight.detach(), expected)
 
 
+def test_names_of_equal_crc_32_are_different_matrices():
+    model = nn.Module()
+    model.plumless, model.buckeroo = nn.Linear(8, 8), nn.Linear(8, 8)
+    initialize(model, seed=0)
+    assert not torch.isclose(model.plumless.weight, model.buckeroo.weight).all()
+
+
 def test_options_by_name_make_fused_weights_of_independent_matrices():
     model = Model()
     where = {

@@ -15,7 +15,7 @@ from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Measurement, Rescaling
 from deq_init.jax.eager import Compiled
 from deq_init.jax.iteration import xp
-from deq_init.jax.selection import is_array, weight_of
+from deq_init.jax.selection import is_array, weights_of
 from deq_init.numpy.iteration import xp as numpy_xp
 from deq_init.spectra import Estimate
 
@@ -300,7 +300,7 @@ def chosen_weights(params: Any, where: Any) -> set[int]:
     """Return the indices of the leaves that are to be scaled."""
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     arrays = [index for index, (_, leaf) in enumerate(paths) if is_array(leaf)]
-    weights = [weight_of(*paths[index]) for index in arrays]
+    weights = weights_of([paths[index] for index in arrays])
     requests = selection.requests(weights, "in_out", where, {"family": "random"})
     return {i for i, request in zip(arrays, requests, strict=True) if request.plan is not None}
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -55,8 +55,9 @@ def initialize(
     gain, spectral_norm, spectral_radius, blocks, determinant
         As for the initializers, e.g. :func:`deq_init.jax.orthogonal`.
     key : Array
-        A key of JAX's. Each weight's key is ``jax.random.fold_in(key, zlib.crc32(name))``, so that
-        it depends neither on the other weights nor on their order.
+        A key of JAX's. Each weight's key is this one with the two words of its name's hash folded
+        in (:func:`deq_init.selection.name_words`), so that it depends neither on the other weights
+        nor on their order.
     where : str, sequence of str, mapping, callable or None
         Which weights, by their names (``jax.tree_util.keystr(path, simple=True, separator="/")``,
         in Flax NNX without the last ``/value``): shell patterns, a mapping from patterns to
@@ -73,7 +74,8 @@ def initialize(
     params : pytree
         A new one; the argument is left as it was.
     summary : deq_init.selection.Summary
-        A row for each array.
+        A row for each array. Of several arrays with one name, as ``{"a/w": ..., "a": {"w": ...}}``
+        has them, the later have ``_2``, ``_3``, ... appended to it.
 
     Raises
     ------
@@ -101,11 +103,13 @@ def initialize(
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     leaves = [leaf for _, leaf in paths]
     arrays = [index for index, leaf in enumerate(leaves) if is_array(leaf)]
-    weights = [weight_of(*paths[index]) for index in arrays]
+    weights = weights_of([paths[index] for index in arrays])
     result = selection.requests(weights, layout, where, options)
     for index, request in zip(arrays, result, strict=True):
         if request.plan is not None:
-            own = jax.random.fold_in(key, np.uint32(zlib.crc32(request.weight.name.encode())))
+            own = key
+            for word in selection.name_words(request.weight.name):
+                own = jax.random.fold_in(own, np.uint32(word))
             leaves[index] = _sample_like(leaves[index], request.plan, own)
     summary = selection.summarize(result)
     if verbose:
@@ -126,8 +130,14 @@ def is_array(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
 
 
-def weight_of(path: Any, leaf: Any) -> selection.Weight:
-    """Return an array as the selection lists it."""
+def weights_of(paths: Sequence[tuple[Any, Any]]) -> list[selection.Weight]:
+    """Return arrays and their paths as the selection lists them, under names of their own."""
+    weights = [_weight(path, leaf) for path, leaf in paths]
+    names = selection.distinct(weight.name for weight in weights)
+    return [replace(weight, name=name) for weight, name in zip(weights, names, strict=True)]
+
+
+def _weight(path: Any, leaf: Any) -> selection.Weight:
     # Flax boxes arrays in variables whose only child has this name.
     if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]

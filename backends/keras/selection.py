@@ -127,14 +127,9 @@ def _weights(model: Any) -> list[selection.Weight]:
     """Return the model's variables, each once, under names of their own."""
     layers = _layers(model)
     owners = {id(variable): layer for layer in layers for variable in layer.weights}
-    taken: set[str] = set()
+    names = selection.distinct(variable.path for variable in model.weights)
     result = []
-    for variable in model.weights:
-        name, count = variable.path, 1
-        while name in taken:
-            count += 1
-            name = f"{variable.path}_{count}"
-        taken.add(name)
+    for name, variable in zip(names, model.weights, strict=True):
         shape, dtype = tuple(variable.shape), keras.backend.standardize_dtype(variable.dtype)
         special = _special(variable, owners[id(variable)])
         result.append(selection.Weight(name, shape, dtype, variable, special))

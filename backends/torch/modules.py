@@ -159,6 +159,8 @@ def _targets(module: nn.Module) -> list[_Target]:
                 # A copy, since computing a weight may change the buffers that it is computed with.
                 value = copy.deepcopy(parametrization)()
                 found.append((".".join([*path, name]), owner, name, value))
+    names = selection.distinct(full for full, *_ in found)
+    found = [(full, f[1], f[2], f[3]) for full, f in zip(names, found, strict=True)]
     specials = {
         id(value): (full, reason)
         for full, owner, name, value in reversed(found)
