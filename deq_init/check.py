@@ -94,7 +94,7 @@ class Look:
         Median of the steps that Anderson acceleration took; NaN if it found none.
     jacobian_norm, spectral_radius : Spread
         Of the Jacobian at the fixed point, over the samples where it was found; over all, at the
-        last iterate, if it was found for none.
+        best iterate, if it was found for none.
     adjoint_amplification : Spread
         Of |(I - J)⁻ᵀv|² / |v|² for a random v, one for each sample: by how much implicit
         differentiation enlarges squared gradients. Over the samples whose adjoint equation was

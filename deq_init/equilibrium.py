@@ -78,7 +78,7 @@ def adjoint(
     gradient : {"implicit", "one_step"}
         Solve the equation, or take u = g.
     method, rtol, max_steps
-        As for :func:`deq_init.fixed_point.solve`. The last iterate is taken, converged or not.
+        As for :func:`deq_init.fixed_point.solve`. The best iterate is taken, converged or not.
     """
     g = xp.where(lost[:, None], 0.0, g)
     if gradient == "one_step":
@@ -103,6 +103,12 @@ def replay(
         return (xp.where((counts > i)[:, None], f(z), z),)
 
     return xp.fori_loop(0, most, body, (z0,))[0]
+
+
+def applications(xp: LoopPrimitives, solution: Solution, lost: Array) -> Array:
+    """Return how often plain iteration applied f to get the value of each sample, 0 if lost."""
+    counts = solution.steps - 1 if solution.index is None else solution.index
+    return xp.where(lost, 0, counts)
 
 
 def lost_samples(xp: LoopPrimitives, solution: Solution) -> Array:

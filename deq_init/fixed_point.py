@@ -6,6 +6,11 @@ Anderson acceleration keeps the last differences of the iterates and of the resi
 The differences :math:`\Delta r_j` are brought to length 1, and the normal equations regularised by
 what rounding leaves of them.
 
+An accelerated step may leave the domain of f where plain steps do not: f(z) = log(1 + z), say.
+Where f is not finite, or blew up, the sample goes back to its last iterate, forgets the
+differences, and takes the plain step from there; if f fails again, from its best iterate, whose
+residual is smallest.
+
 References
 ----------
 Walker & Ni, "Anderson acceleration for fixed-point iterations", SIAM J. Numer. Anal. 49 (2011).
@@ -28,6 +33,8 @@ Method = Literal["anderson", "plain"]
 
 _METHODS = ("anderson", "plain")
 _TINY = 1e-30
+# What a sample went back to, for a plain step from there.
+_LAST, _BEST = 1, 2
 
 
 @dataclass(frozen=True)
@@ -37,21 +44,26 @@ class Solution:
     Attributes
     ----------
     value : array, or the tree of arrays that the start was
-        For each sample the last iterate at which f was evaluated and did not blow up.
+        For each sample the iterate that converged; else its best one, whose residual is smallest.
     residual : array, shape (batch,)
         |f(z) - z| / |f(z)| at that value, in the Euclidean norm over a sample; inf for a sample
-        that was lost: f was not finite, or grew beyond 1 / epsilon of what it was at the start.
+        that was lost: f was not finite, or grew beyond 1 / epsilon of what it was at the start,
+        and that after plain steps too.
     steps : array of int, shape (batch,)
         Evaluations of f that the sample took part in.
     converged : array of bool, shape (batch,)
         Whether the residual is at most the tolerance, and not just because the iterates grew: then
         |f(z) - z| has fallen to half of what it was at the start, too.
+    index : array of int, shape (batch,), or None
+        Which of its iterates the value is, z0 being number 0: for plain iteration, how often f was
+        applied to get it. None if the solver does not say; then it is number ``steps - 1``.
     """
 
     value: Any
     residual: Any
     steps: Any
     converged: Any
+    index: Any = None
 
 
 def solve(
@@ -92,7 +104,7 @@ def solve(
     Returns
     -------
     Solution
-        A sample that converged or was lost stays where it is, and does not touch the others.
+        A sample that converged or was lost stops, and does not touch the others.
 
     Raises
     ------
@@ -113,7 +125,7 @@ def solve(
     def step(state: tuple[Array, ...]) -> tuple[Array, ...]:
         # Samples do not meet: what is not finite in one that is lost needs no mask. One that
         # stopped has z = value.
-        count, z, value, residual, running, converged, steps, limit, began, *history = state
+        count, z, value, residual, running, converged, steps, index, limit, began, *past = state
         y = f(z)
         r = y - z
         size, distance = xp.lengths(y), xp.lengths(r)
@@ -124,28 +136,42 @@ def solve(
         # Iterates that run away at a constant pace have a small relative residual, too.
         settled = (distance <= began / 2) | (size <= 2 * epsilon * limit)
         kept = running & (error < np.inf) & (size <= limit)
-        value = xp.select(kept | ~running, z, value)
-        residual = xp.where(kept, error, xp.where(running, np.inf, residual))
+        arrived = kept & settled & (error <= rtol)
+        best = arrived | (kept & (error <= residual))
+        value = xp.select(best | ~running, z, value)
+        residual = xp.where(best, error, residual)
         steps = steps + xp.integers(running)
-        converged = converged | (kept & settled & (error <= rtol))
-        running = kept & ~converged
+        index = xp.where(best, count, index)
+        converged = converged | arrived
         # Not z + r: undamped plain iteration is f over and over, to the bit.
         target = y if damping == 1 else z + damping * r
+        going = kept
         if method == "anderson":
-            correction, history = _correction(xp, count, target, r, history, ridge)
-            target = target - correction
+            tries, *history = past
+            failed = running & ~kept
+            going = kept | (failed & (tries < _BEST) & (residual < np.inf))
+            plain = failed | (tries == _BEST)
+            target, history = _accelerated(xp, count, target, r, failed, plain, history, ridge)
+            target = xp.select(~(failed & (tries == _LAST)), target, value)
+            # From the best iterate the next is a plain step, and the last try.
+            tries = xp.where(kept, (_BEST + 1) * xp.integers(tries == _BEST), tries + 1)
+            past = [tries, *history]
+        residual = xp.where(running & ~going, np.inf, residual)
+        running = going & ~converged
         z = xp.select(running, target, value)
-        return count + 1, z, value, residual, running, converged, steps, limit, began, *history
+        state = (count + 1, z, value, residual, running, converged, steps, index, limit, began)
+        return *state, *past
 
     batch, n = z0.shape
     unknown = xp.zeros((batch,), z0)
     no = unknown > 0
-    state = (xp.integer(0), z0, z0, unknown + np.inf, ~no, no, xp.integers(no), unknown, unknown)
+    zero = xp.integers(no)
+    state = (xp.integer(0), z0, z0, unknown + np.inf, ~no, no, zero, zero, unknown, unknown)
     if method == "anderson":
         empty = ((n,), (memory, n), (memory, n), (memory,), (memory, memory))
-        state += (z0, *(xp.zeros((batch, *shape), z0) for shape in empty))
-    _, _, value, residual, _, converged, steps, *_ = xp.while_loop(proceed, step, state)
-    return Solution(value, residual, steps, converged)
+        state += (zero, z0, *(xp.zeros((batch, *shape), z0) for shape in empty))
+    _, _, value, residual, _, converged, steps, index, *_ = xp.while_loop(proceed, step, state)
+    return Solution(value, residual, steps, converged, index)
 
 
 def require_options(
@@ -196,20 +222,26 @@ def _is_real(x: Any) -> bool:
     return isinstance(x, (int, float, np.floating)) and math.isfinite(x)
 
 
-def _correction(
+def _accelerated(
     xp: LoopPrimitives,
     count: Any,
     target: Array,
     r: Array,
+    failed: Array,
+    plain: Array,
     history: list[Array],
     ridge: float,
 ) -> tuple[Array, list[Array]]:
-    """Return what Anderson acceleration takes off a plain step to ``target``, and the history.
+    """Return the next iterate, a plain step to ``target`` less its correction, and the history.
 
     That is the last target and residual; their differences; and one over the lengths of the
-    residuals' differences, which at such lengths have the Gram matrix ``gram``.
+    residuals' differences, which at such lengths have the Gram matrix ``gram``. Samples that failed
+    have their last target and residual again. Where the step is to be plain, the differences get
+    the scale 0, and so no weight.
     """
     last_target, last_r, moves, changes, scales, gram = history
+    target, r = xp.select(~failed, target, last_target), xp.select(~failed, r, last_r)
+    scales = xp.where(plain[:, None], 0.0, scales)
     # At the first step there is nothing to take a difference of.
     slot = (count - xp.minimum(count, xp.integer(1))) % changes.shape[1]
     change = r - last_r
@@ -217,7 +249,7 @@ def _correction(
     moves = xp.put(moves, slot, target - last_target)
     row, components = ((x[:, None] @ xp.transpose(changes))[:, 0] for x in (change, r))
     length = xp.sqrt(xp.take(row, slot))
-    scale = xp.where((length > 0) & (count > 0), 1.0 / xp.maximum(length, _TINY), 0.0)
+    scale = xp.where((length > 0) & (count > 0) & ~plain, 1.0 / xp.maximum(length, _TINY), 0.0)
     scales = xp.put(scales, slot, scale)
     row = row * scale[:, None] * scales
     gram = xp.put(xp.transpose(xp.put(gram, slot, row)), slot, row)
@@ -225,7 +257,7 @@ def _correction(
     # No eigenvalue is below the ridge but for rounding, for which half of it is left.
     weights = xp.solve_positive(regularised, components * scales, ridge / 2) * scales
     correction = (weights[:, None] @ moves)[:, 0]
-    return correction, [target, r, moves, changes, scales, gram]
+    return target - correction, [target, r, moves, changes, scales, gram]
 
 
 def eliminate(xp: LoopPrimitives, a: Array, b: Array, least: float) -> Array:

@@ -32,7 +32,7 @@ class Settings:
     clip : float, optional
         Largest Euclidean norm of all gradients together; longer ones are shortened to it.
     method, rtol, max_steps
-        Of the solver, forward and adjoint; the last iterate is kept, converged or not.
+        Of the solver, forward and adjoint; the best iterate is kept, converged or not.
     validation : int
         Sequences that the perplexity is measured on, the first of the validation text.
     """

@@ -33,7 +33,7 @@ class Settings:
         Largest Euclidean norm of all gradients together; longer ones are shortened to it.
     method : {"batch", "plain", "anderson"}
         Iteration of the batch as a whole (JAX alone), or of each sample for itself, plain or
-        accelerated. The last iterate is kept, converged or not.
+        accelerated. Without convergence, the batch's last iterate is kept, or each sample's best.
     rtol, max_steps : float, int
         Tolerance and step cap from z = 0, forward and adjoint.
     input_gain : float

@@ -11,10 +11,14 @@ import pytest
 import tensorflow as tf
 import torch
 import torchdeq
+from scipy.optimize import brentq
 
 import deq_init.jax
+import deq_init.jax.implicit
 import deq_init.numpy
 import deq_init.torch
+import deq_init.torch.implicit
+from deq_init import fixed_point as core
 from deq_init.errors import FunctionError, SolverError
 from deq_init.jax.iteration import xp as jax_loops
 from deq_init.keras.iteration import xp as tensorflow_loops
@@ -253,6 +257,114 @@ def test_a_lost_sample_changes_no_bit_of_the_others(framework):
     assert clean[2][4] > 20
     for one, other in zip(clean, spoilt, strict=True):
         np.testing.assert_array_equal(np.delete(one, 4, 0), np.delete(other, 4, 0))
+
+
+LOOPS = {
+    "numpy": (numpy_loops, np, np.asarray),
+    "torch": (torch_loops, torch, torch.from_numpy),
+    "jax": (jax_loops, jnp, jnp.asarray),
+    "tensorflow": (tensorflow_loops, tf, tf.constant),
+}
+
+
+@pytest.mark.parametrize("framework", LOOPS)
+def test_a_step_out_of_the_domain_of_f_loses_no_sample(framework):
+    """log(1 + a z), to which plain iteration converges from z = 3 and which Anderson's steps leave.
+
+    The first of the fixed points are SciPy's, by bracketing; of the others, 1 in 13 was lost.
+    """
+    loops, ops, to = LOOPS[framework]
+    first = np.array([[1.3360, 0.7263, 2.0441, 1.8436]])
+    a = np.concatenate([first, np.random.default_rng(0).uniform(0.6, 2.1, (200, 4))])
+    roots = [brentq(lambda z, b=b: np.log(1 + b * z) - z, 0.1, 3) if b > 1 else 0 for b in first[0]]
+    log = tf.math.log if ops is tf else ops.log
+    with jax.enable_x64(), np.errstate(invalid="ignore"):
+        slopes = to(a)
+        z0 = to(np.full(a.shape, 3.0))
+        found = core.solve(loops, lambda z: log(1 + slopes * z), z0, rtol=1e-5, max_steps=200)
+        value, converged = np.asarray(found.value), np.asarray(found.converged)
+    assert converged.all()
+    np.testing.assert_allclose(value[0], roots, atol=1e-4)
+    y = np.log(1 + a * value)
+    assert (np.linalg.norm(y - value, axis=1) <= 1.001e-5 * np.linalg.norm(y, axis=1)).all()
+
+
+def test_a_sample_whose_plain_step_fails_too_is_lost():
+    """sqrt(z) - 1 has no fixed point: from any start, iterates become negative."""
+    for method in ("plain", "anderson"):
+        found = deq_init.torch.fixed_point(
+            lambda z: z.sqrt() - 1, torch.tensor([[9.0], [0.5]]), method=method
+        )
+        assert torch.isinf(found.residual).all()
+        assert not found.converged.any()
+        assert (found.steps < 20).all()
+        assert torch.isfinite(found.value).all()
+
+
+@pytest.mark.parametrize("method", ["plain", "anderson"])
+def test_without_convergence_the_best_iterate_is_returned(method):
+    """Of those that f was called with: at gain 4, residuals go up and down."""
+    f, p = dense_case("antisymmetric", "tanh", gain=4.0)
+    seen = []
+
+    def recorded(z):
+        y = f(np, p, z)
+        seen.append((z, np.linalg.norm(y - z, axis=1) / np.linalg.norm(y, axis=1)))
+        return y
+
+    found = core.solve(
+        numpy_loops, recorded, np.zeros((BATCH, N)), method=method, rtol=1e-9, max_steps=40
+    )
+    iterates, residuals = (np.stack(x) for x in zip(*seen, strict=True))
+    assert not found.converged.any()
+    best = residuals.argmin(0)
+    assert (best < 39).any()
+    np.testing.assert_array_equal(found.index, best)
+    np.testing.assert_array_equal(found.value, iterates[best, np.arange(BATCH)])
+    np.testing.assert_allclose(found.residual, residuals.min(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_the_unrolled_gradient_is_that_of_the_best_iterate(framework):
+    """Eight plain steps in float64, against the loop written out to the best of their iterates."""
+    f, p = dense_case("antisymmetric", "tanh", gain=2.0)
+    p = in_torch(p, "float64")
+    z, iterates = torch.zeros(BATCH, N, dtype=torch.float64), []
+    w = p["w"].requires_grad_()
+    for _ in range(8):
+        iterates.append((z, (f(torch, p, z) - z).norm(dim=1) / f(torch, p, z).norm(dim=1)))
+        z = f(torch, p, z)
+    best = torch.stack([residual for _, residual in iterates]).argmin(0)
+    assert (best < 7).any()
+    expected = torch.stack([z for z, _ in iterates])[best, torch.arange(BATCH)]
+    (slope,) = torch.autograd.grad((expected**2).sum(), w)
+    if framework == "torch":
+        z0 = torch.zeros_like(p["x"])
+        found = deq_init.torch.fixed_point(
+            lambda z: f(torch, p, z), z0, method="plain", max_steps=8
+        )
+        value = deq_init.torch.implicit.unrolled(lambda z: f(torch, p, z), z0, found).value
+        (gradient,) = torch.autograd.grad((value**2).sum(), w)
+        stated = found.value
+    else:
+        with jax.enable_x64():
+            q = {name: jnp.asarray(x.detach().numpy()) for name, x in p.items()}
+            z0 = jnp.zeros_like(q["x"])
+            found = deq_init.jax.fixed_point(
+                lambda z: f(jnp, q, z), z0, method="plain", max_steps=8
+            )
+
+            def loss(w):
+                value = deq_init.jax.implicit.unrolled(
+                    lambda w, z: f(jnp, q | {"w": w}, z), w, z0, found, max_steps=8
+                ).value
+                return (value**2).sum(), value
+
+            gradient, value = jax.grad(loss, has_aux=True)(q["w"])
+        stated = found.value
+    for one in (value, stated):
+        np.testing.assert_allclose(np.array(one.tolist()), expected.detach(), atol=1e-12)
+    np.testing.assert_allclose(np.array(gradient.tolist()), slope, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", ["plain", "anderson"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -52,7 +53,7 @@ def with_gradient(
         Solve the adjoint equation u = Jᵀu + g, or take u = g, which costs one product with the
         transposed Jacobian and is exact for J = 0.
     method, rtol, max_steps
-        For the adjoint equation, as for :func:`deq_init.jax.fixed_point`. The last iterate is
+        For the adjoint equation, as for :func:`deq_init.jax.fixed_point`. The best iterate is
         taken, whether or not it converged.
 
     Returns
@@ -90,7 +91,7 @@ def with_gradient(
     lost = core.lost_samples(xp, solution)
     options = _Options(gradient, method, rtol, max_steps)
     value = _attached(f, options, params, jax.lax.stop_gradient(solution.value), lost)
-    return Solution(value, solution.residual, solution.steps, solution.converged)
+    return replace(solution, value=value)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -176,8 +177,8 @@ def unrolled(f: Function, params: Any, z0: Any, solution: Solution, *, max_steps
     """
     flat = Flat(z0)
     lost = core.lost_samples(xp, solution)
-    counts = jnp.where(lost, 0, solution.steps - 1)
+    counts = core.applications(xp, solution, lost)
     x = core.replay(xp, flat.map(partial(f, params)), flat.flatten(z0), counts, max_steps - 1)
     found = jax.lax.stop_gradient(flat.flatten(solution.value))
     value = flat.unflatten(jnp.where(lost[:, None], found, x))
-    return Solution(value, solution.residual, solution.steps, solution.converged)
+    return replace(solution, value=value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -29,7 +30,9 @@ jax.tree_util.register_dataclass(
     Estimate, data_fields=["value", "error", "matvecs", "converged"], meta_fields=[]
 )
 jax.tree_util.register_dataclass(
-    Solution, data_fields=["value", "residual", "steps", "converged"], meta_fields=[]
+    Solution,
+    data_fields=["value", "residual", "steps", "converged", "index"],
+    meta_fields=[],
 )
 
 
@@ -70,7 +73,8 @@ def fixed_point(
     -------
     Solution
         A pytree. Its value is a state like z0; residual, steps and converged have shape (batch,).
-        A sample that diverges keeps its last finite value and has the residual inf.
+        A sample that does not converge keeps its best iterate, and has the residual inf if it
+        diverges.
 
     Raises
     ------
@@ -100,7 +104,7 @@ def fixed_point(
         rounding=flat.layout.rounding if rounding is None else rounding,
     )
     value = flat.unflatten(found.value)
-    return Solution(value, found.residual, found.steps, found.converged)
+    return replace(found, value=value)
 
 
 def jacobian_norm(

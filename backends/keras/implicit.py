@@ -10,6 +10,7 @@ PyTorch     :mod:`deq_init.torch.implicit`'s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -45,7 +46,7 @@ def with_gradient(
         Solve the adjoint equation u = Jᵀu + g, or take u = g, which costs one product with the
         transposed Jacobian and is exact for J = 0.
     method, rtol, max_steps
-        For the adjoint equation, as for :func:`deq_init.keras.fixed_point`. The last iterate is
+        For the adjoint equation, as for :func:`deq_init.keras.fixed_point`. The best iterate is
         taken, whether or not it converged.
 
     Returns
@@ -130,7 +131,7 @@ def unrolled(f: Function, z0: State, solution: Solution, *, max_steps: int) -> S
 
 
 def _valued(value: State, solution: Solution) -> Solution:
-    return Solution(value, solution.residual, solution.steps, solution.converged)
+    return replace(solution, value=value)
 
 
 if keras.backend.backend() == "torch":
@@ -204,7 +205,7 @@ else:
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def _replayed(f: Vectors, z0: Any, solution: Solution, lost: Any, max_steps: int) -> Any:
         """Return the iterates of the samples that are not lost."""
-        counts = tf.where(lost, 0, tf.cast(solution.steps, tf.int32) - 1)
+        counts = tf.cast(core.applications(xp, solution, lost), tf.int32)
         if tf.executing_eagerly():
             most = int(counts.numpy().max(initial=1))
         else:

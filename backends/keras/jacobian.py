@@ -12,6 +12,7 @@ PyTorch             :mod:`deq_init.torch`'s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -63,8 +64,8 @@ def fixed_point(
     -------
     Solution
         Its value is a state like z0, without gradient; residual, steps and converged are tensors
-        of shape (batch,). All are tensors of Keras's backend. A sample that diverges keeps its
-        last finite value and has the residual inf.
+        of shape (batch,). All are tensors of Keras's backend. A sample that does not converge
+        keeps its best iterate, and has the residual inf if it diverges.
 
     Raises
     ------
@@ -100,7 +101,7 @@ def fixed_point(
         rounding=flat.layout.rounding if rounding is None else rounding,
     )
     value = flat.unflatten(found.value)
-    return Solution(value, found.residual, found.steps, found.converged)
+    return replace(found, value=value)
 
 
 def jacobian_norm(

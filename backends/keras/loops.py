@@ -35,7 +35,7 @@ Product = Callable[[Any], Any]
 def fixed_point(f: Vectors, z0: Any, **options: Any) -> Solution:
     """Solve z = f(z) for tensors of shape (batch, n); see :func:`deq_init.keras.fixed_point`."""
     found = _solve(Map(f), _array(z0), **options)
-    parts = (found.value, found.residual, found.steps, found.converged)
+    parts = (found.value, found.residual, found.steps, found.converged, found.index)
     return Solution(*map(ops.convert_to_tensor, parts))
 
 

@@ -22,5 +22,5 @@ def fixed_point(f: Vectors, z0: Any, **options: Any) -> Solution:
     # Layers are built by a call, and cannot be within a loop.
     f(z0)
     found = core.solve(xp, f, z0, **options)
-    parts = (found.value, found.residual, found.steps, found.converged)
+    parts = (found.value, found.residual, found.steps, found.converged, found.index)
     return Solution(*map(tf.stop_gradient, parts))

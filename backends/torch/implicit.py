@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -48,7 +49,7 @@ def with_gradient(
         Solve the adjoint equation u = Jᵀu + g, or take u = g, which costs one product with the
         transposed Jacobian and is exact for J = 0.
     method, rtol, max_steps
-        For the adjoint equation, as for :func:`deq_init.torch.fixed_point`. The last iterate is
+        For the adjoint equation, as for :func:`deq_init.torch.fixed_point`. The best iterate is
         taken, whether or not it converged.
 
     Returns
@@ -108,7 +109,7 @@ def with_gradient(
         )
 
     value = cast(Any, _Attached).apply(y, z.detach(), adjoint)
-    return Solution(flat.unflatten(value), solution.residual, solution.steps, solution.converged)
+    return replace(solution, value=flat.unflatten(value))
 
 
 class _Attached(torch.autograd.Function):
@@ -148,12 +149,12 @@ def unrolled(f: Function, z0: State, solution: Solution) -> Solution:
         return solution
     flat = Flat(z0)
     lost = core.lost_samples(xp, solution)
-    counts = torch.where(lost, 0, solution.steps - 1)
+    counts = core.applications(xp, solution, lost)
     # One at least, so that all parameters have a gradient.
     most = max(1, int(counts.max())) if counts.numel() else 1
     x = core.replay(xp, flat.map(f), flat.flatten(z0), counts, most)
     value = flat.unflatten(torch.where(lost[:, None], flat.flatten(solution.value), x))
-    return Solution(value, solution.residual, solution.steps, solution.converged)
+    return replace(solution, value=value)
 
 
 def solve(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -63,7 +64,8 @@ def fixed_point(
     -------
     Solution
         Its value is a state like z0, without gradient; residual, steps and converged have shape
-        (batch,). A sample that diverges keeps its last finite value and has the residual inf.
+        (batch,). A sample that does not converge keeps its best iterate, and has the residual inf
+        if it diverges.
 
     Raises
     ------
@@ -90,7 +92,7 @@ def fixed_point(
             rounding=flat.layout.rounding if rounding is None else rounding,
         )
         value = flat.unflatten(found.value)
-    return Solution(value, found.residual, found.steps, found.converged)
+    return replace(found, value=value)
 
 
 def jacobian_norm(

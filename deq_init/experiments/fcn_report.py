@@ -107,7 +107,7 @@ def _described(row: Row) -> str:
         "radius: spectral radius of W in the limit of large width. failed: share of runs below "
         f"{FAILED_BELOW:.0%}. median loss: of the last training step. solver steps, not "
         f"converged: forward solves during training, {solver}, at most {how['max_steps']} steps "
-        f"to {how['rtol']:g}, last iterate kept. Width {how['width']}, batch {how['batch']}, "
+        f"to {how['rtol']:g}, converged or not. Width {how['width']}, batch {how['batch']}, "
         f"{how['epochs']} {'epoch' if how['epochs'] == 1 else 'epochs'} of {optimizer}, learning "
         f"rate {how['learning_rate']:g}, {clip}."
     )

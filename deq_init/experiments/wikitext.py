@@ -1,6 +1,6 @@
 """The DEQ-transformer trained on WikiText from different initializations of its block.
 
-Adam without clipping and plain iteration with the last iterate kept, at a learning rate at which
+Adam without clipping and plain iteration, at a learning rate at which
 training is not quite safe: at a lower one all initializations come out alike.
 """
 

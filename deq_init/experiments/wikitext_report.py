@@ -95,8 +95,8 @@ def _runs_table(rows: list[Row]) -> str:
         f"{row['vocabulary']}. Width {how['width']}, {how['heads']} heads, feed-forward layer "
         f"{how['expansion']} times as wide, {how['batch']} sequences of {how['length']} words, "
         f"{how['steps']} steps of Adam, learning rate {how['learning_rate']:g}, {clip}; "
-        f"{how['method']} iteration of at most {how['max_steps']} steps to {how['rtol']:g}, last "
-        f"iterate kept. paper: {SLIDES_SOURCE}, WikiText-103; their setting is not published."
+        f"{how['method']} iteration of at most {how['max_steps']} steps to {how['rtol']:g}, "
+        f"converged or not. paper: {SLIDES_SOURCE}, WikiText-103; their setting is not published."
     )
 
 
