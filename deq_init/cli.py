@@ -15,7 +15,7 @@ from typing import Any
 from deq_init import __version__, families
 from deq_init.errors import DeqInitError
 
-EXIT_CODES = {"stable": 0, "lazy": 3, "critical": 4, "divergent": 5}
+EXIT_CODES = {"stable": 0, "lazy": 3, "critical": 4, "divergent": 5, "unknown": 6}
 """What ``deq-init check`` exits with, for each verdict."""
 
 

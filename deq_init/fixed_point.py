@@ -77,6 +77,7 @@ def solve(
     memory: int = 5,
     damping: float = 1.0,
     rounding: float = 0.0,
+    floor: float = 0.0,
 ) -> Solution:
     """Return the fixed points of f near z0, for each sample of a batch.
 
@@ -100,6 +101,9 @@ def solve(
         The share of the residual that is added, in (0, 1].
     rounding : float
         Relative error of f's values, in [0, 1); z0's epsilon, if that is more.
+    floor : float
+        Share of |z0| that the residual is relative to where |f(z)| is less, as in a contraction to
+        zero; z0's epsilon, if that is more.
 
     Returns
     -------
@@ -114,8 +118,8 @@ def solve(
     require_options(method, rtol, max_steps, memory, damping, rounding)
     epsilon = epsilon_of(z0)
     # Below this, a fixed point of zero counts as met.
-    floor = epsilon * xp.lengths(z0)
-    floor, least = xp.maximum(floor, _TINY), floor / epsilon / epsilon + _TINY
+    start = xp.lengths(z0)
+    lowest, least = xp.maximum(max(floor, epsilon) * start, _TINY), start / epsilon + _TINY
     ridge = 30 * max(rounding, epsilon)
 
     def proceed(state: tuple[Array, ...]) -> Any:
@@ -132,7 +136,7 @@ def solve(
         started = limit > 0
         began = xp.where(started, began, distance)
         limit = xp.where(started, limit, xp.maximum(size / epsilon, least))
-        error = distance / xp.maximum(size, floor)
+        error = distance / xp.maximum(size, lowest)
         # Iterates that run away at a constant pace have a small relative residual, too.
         settled = (distance <= began / 2) | (size <= 2 * epsilon * limit)
         kept = running & (error < np.inf) & (size <= limit)

@@ -123,6 +123,26 @@ def require_scale(kind: Kind, value: Any) -> Scale:
     return Scale(kind, number)
 
 
+def require_factor(value: Any) -> float:
+    """Return a factor on weights.
+
+    Raises
+    ------
+    ScaleError
+        If it is not a finite number.
+    """
+    try:
+        number = math.nan if isinstance(value, (bool, np.bool_, str)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ScaleError(
+            f"expected a finite number as the factor, received {value!r}. Pass e.g. the "
+            "suggested_factor of a report of check."
+        )
+    return number
+
+
 def require_square(kind: Kind, rows: int, columns: int) -> None:
     """Raise ShapeError if a spectral radius is asked of a matrix that is not square."""
     if kind == "spectral_radius" and rows != columns:

@@ -12,6 +12,7 @@ from deq_init.jax.jacobian import (  # noqa: E402
     fixed_point,
     jacobian_norm,
     jacobian_spectral_radius,
+    multiply,
     rescale_jacobian,
 )
 from deq_init.jax.looped import initial_state  # noqa: E402
@@ -27,6 +28,7 @@ __all__ = [
     "initialize",
     "jacobian_norm",
     "jacobian_spectral_radius",
+    "multiply",
     "orthogonal",
     "random",
     "rescale",

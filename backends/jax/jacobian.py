@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deq_init import fixed_point as core
-from deq_init import jacobian, selection, states
+from deq_init import jacobian, scale, selection, states
 from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Measurement, Rescaling
 from deq_init.jax.eager import Compiled
@@ -265,7 +265,7 @@ def rescale_jacobian(
     def with_factor(values: Sequence[jax.Array], factor: Any) -> Any:
         new = list(leaves)
         for index, value in zip(arrays, values, strict=True):
-            new[index] = _times(value, factor) if index in chosen else value
+            new[index] = times(value, factor) if index in chosen else value
         return jax.tree_util.tree_unflatten(structure, new)
 
     def function(scaled: tuple[Sequence[jax.Array], Any], z: jax.Array) -> jax.Array:
@@ -300,6 +300,46 @@ def rescale_jacobian(
     return (with_factor(values, result.factor) if result.reached else params), result
 
 
+def multiply(
+    params: Any,
+    factor: float,
+    *,
+    where: str | Sequence[str] | Callable[[str, Any], bool] | None = None,
+) -> Any:
+    """Return parameters with weights multiplied by a factor.
+
+    Parameters
+    ----------
+    params : pytree
+        Parameters; leaves that are not arrays are left alone.
+    factor : float
+        The factor, such as :func:`check` suggests.
+    where : str, sequence of str or callable, optional
+        Which weights, as in :func:`rescale_jacobian`.
+
+    Returns
+    -------
+    pytree
+        New parameters, of the same dtypes: half precision is multiplied in float32 and rounded
+        once.
+
+    Raises
+    ------
+    ScaleError, SelectionError, DTypeError
+        For a factor that is not a finite number, or weights that there are not.
+
+    Examples
+    --------
+    >>> multiply({"w": jnp.eye(2), "b": jnp.ones(2)}, 0.5)["w"][0, 0]
+    Array(0.5, dtype=float32)
+    """
+    number = scale.require_factor(factor)
+    leaves, structure = jax.tree_util.tree_flatten(params)
+    for index in chosen_weights(params, where):
+        leaves[index] = times(leaves[index], number)
+    return jax.tree_util.tree_unflatten(structure, leaves)
+
+
 def chosen_weights(params: Any, where: Any) -> set[int]:
     """Return the indices of the leaves that are to be scaled."""
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
@@ -315,7 +355,8 @@ def _size(value: jax.Array) -> tuple[tuple[int, ...], float]:
     return value.shape, float(jnp.linalg.norm(jnp.ravel(value).astype(wide)))
 
 
-def _times(value: jax.Array, factor: Any) -> jax.Array:
+def times(value: jax.Array, factor: Any) -> jax.Array:
+    """Return a weight times a factor, rounded once."""
     wide = jnp.promote_types(value.dtype, jnp.float32)
     return (value.astype(wide) * jnp.asarray(factor, wide)).astype(value.dtype)
 

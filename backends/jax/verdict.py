@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 
-from deq_init import check as core
+from deq_init import examination
 from deq_init import plan as plans
-from deq_init.check import Look, Report
+from deq_init.check import Report
 from deq_init.errors import SelectionError
-from deq_init.jacobian import Rescaling
 from deq_init.jax.eager import Compiled
-from deq_init.jax.jacobian import Flat, State, chosen_weights, normals, rescale_jacobian
+from deq_init.jax.jacobian import Flat, Function, State, chosen_weights, normals, times
 from deq_init.jax.sampling import sample
 from deq_init.jax.selection import require_layout
 from deq_init.numpy.iteration import xp
+from deq_init.redraws import Weights, require_draws
 
 
 def check(
@@ -30,8 +31,11 @@ def check(
     draws: int = 4,
     blocks: int | tuple[int, int] | None = None,
     layout: plans.Layout = "in_out",
+    solver: str | Callable[[Function, State], State] = "plain",
+    max_steps: int | None = None,
+    rounding: float | None = None,
 ) -> Report:
-    """Say whether z = f(params, z) starts lazy, stable, critical or divergent, and a better gain.
+    """Return whether z = f(params, z) starts lazy, stable, critical or divergent, and what helps.
 
     Parameters
     ----------
@@ -53,6 +57,15 @@ def check(
         Of the new draws, as in :func:`random`.
     layout : {"in_out", "out_in"}
         Whether layers compute ``z @ kernel`` (Flax, Haiku) or ``weight @ z`` (Equinox).
+    solver : {"plain", "anderson"} or callable
+        What must bring the samples to their fixed points for a model to be stable: plain iteration,
+        Anderson acceleration, or ``solver(f, z0) -> z``; it is traced, and
+        its f takes z alone.
+    max_steps : int, optional
+        In how many steps, for the two named ones; 200 by default.
+    rounding : float, optional
+        Relative error of f's values, to which samples then settle: say 2**-7 for an f that computes
+        in bfloat16. By default the epsilon of z0's coarsest dtype.
 
     Returns
     -------
@@ -66,8 +79,9 @@ def check(
 
     Notes
     -----
-    The rule is in the text of :mod:`deq_init.check`. f and its derivatives are compiled once for
-    each call; the iterations around them run in NumPy. Not for use under ``jax.jit``.
+    The rule is in the text of :mod:`deq_init.check`, how a factor is suggested in that of
+    :mod:`deq_init.advice`. f and its derivatives are compiled once for each call; the
+    iterations around them run in NumPy. Not for use under ``jax.jit``.
 
     Examples
     --------
@@ -86,68 +100,77 @@ def check(
         if where is not None:
             raise
         chosen = []
-    count = core.require_draws(draws, family, bool(chosen))
-    known = core.Weights(
-        [leaves[i].shape for i in chosen],
-        [float(np.square(np.asarray(leaves[i], np.float64)).sum()) for i in chosen],
+    count = require_draws(draws, family, bool(chosen))
+    given = weights = [leaves[i] for i in chosen]
+    how = examination.setting(
+        solver,
+        max_steps,
+        rounding,
+        flat.layout,
+        lambda own: lambda z: np.asarray(solved(weights, z, own)),
+    )
+    known = Weights(
+        [leaf.shape for leaf in given],
+        [float(np.square(np.asarray(leaf, np.float64)).sum()) for leaf in given],
         layout,
         family,
+        blocks,
     )
-    requests = known.plans(blocks)
+    requests = known.plans()
 
-    def function(weights: list[jax.Array], z: jax.Array) -> jax.Array:
+    def params_with(weights: list[jax.Array]) -> Any:
         new = list(leaves)
         for index, weight in zip(chosen, weights, strict=True):
             new[index] = weight
-        new_params = jax.tree_util.tree_unflatten(structure, new)
-        return flat.map(lambda z: f(new_params, z))(z)
+        return jax.tree_util.tree_unflatten(structure, new)
+
+    def function(weights: list[jax.Array], z: jax.Array) -> jax.Array:
+        new = params_with(weights)
+        return flat.map(lambda z: f(new, z))(z)
+
+    @partial(jax.jit, static_argnums=2)
+    def solved(weights: list[jax.Array], z: jax.Array, own: Any) -> jax.Array:
+        new = params_with(weights)
+        return flat.flatten(own(lambda z: f(new, z), flat.unflatten(z)), "solver")
+
+    def scale(factor: float) -> None:
+        nonlocal weights
+        weights = [times(weight, factor) for weight in given]
+
+    def draw(number: int) -> None:
+        nonlocal weights
+        weights = [
+            sample(
+                request.with_value(1.0),
+                weight.dtype.name,
+                None,
+                jax.random.fold_in(jax.random.key(number), index),
+                request.scale.value,
+            )
+            for weight, index, request in zip(given, chosen, requests, strict=True)
+        ]
 
     compiled, start = Compiled(function), flat.flatten(z0)
-    began, vectors = np.asarray(start), np.asarray(normals(start))
-
-    # What overflows is an answer here.
-    @np.errstate(all="ignore")
-    def look(weights: list[jax.Array]) -> Look:
-        measured = core.look(
-            xp,
-            lambda z: compiled(weights, z),
-            began,
-            vectors,
-            lambda z: compiled.products(weights, z),
-            flat.layout,
-        )
-        return core.summarize(measured)
-
-    seen = look([leaves[i] for i in chosen])
-    redraws = [
-        look(
-            [
-                sample(
-                    request.with_value(1.0),
-                    leaves[index].dtype.name,
-                    None,
-                    jax.random.fold_in(jax.random.key(draw), index),
-                    request.scale.value,
-                )
-                for index, request in zip(chosen, requests, strict=True)
-            ]
-        )
-        for draw in range(count)
-    ]
-
-    def rescale(norm: float) -> tuple[Rescaling, Look]:
-        new, result = rescale_jacobian(f, params, z0, where=where, jacobian_norm=norm)
-        scaled = jax.tree_util.tree_leaves(new)
-        return result, look([scaled[i] for i in chosen]) if result.reached else seen
-
-    return core.report(
-        seen, flat.layout, known, redraws, rescale=rescale, suggestion=_suggestion(where)
+    model = examination.Model(
+        xp,
+        lambda z: compiled(weights, z),
+        lambda z: compiled.products(weights, z),
+        np.asarray(start),
+        np.asarray(normals(start)),
+        how,
+    )
+    return examination.examine(
+        model,
+        flat.layout,
+        known,
+        scale=scale,
+        draws=count,
+        draw=draw,
+        line=lambda factor: _line(factor, where),
     )
 
 
-def _suggestion(where: Any) -> str:
+def _line(factor: float, where: Any) -> str:
     named = "where" if callable(where) else repr(where)
     chosen = f", where={named}" if where is not None else ""
-    return "params, _ = deq_init.jax.rescale_jacobian(f, params, z0, jacobian_norm={norm}" + (
-        chosen + ")"
-    ).replace("{", "{{").replace("}", "}}")
+    return f"params = deq_init.jax.multiply(params, {factor:g}{chosen})"

@@ -23,6 +23,7 @@ from deq_init.keras.jacobian import (
     fixed_point,
     jacobian_norm,
     jacobian_spectral_radius,
+    multiply,
     rescale_jacobian,
 )
 from deq_init.keras.looped import initial_state
@@ -40,5 +41,6 @@ __all__ = [
     "initialize",
     "jacobian_norm",
     "jacobian_spectral_radius",
+    "multiply",
     "rescale_jacobian",
 ]

@@ -17,11 +17,11 @@ from typing import Any
 
 import keras
 
-from deq_init import jacobian
+from deq_init import jacobian, scale
 from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Rescaling
 from deq_init.keras.states import Flat, Function, State, Vectors
-from deq_init.keras.variables import variables_of
+from deq_init.keras.variables import times, variables_of
 from deq_init.spectra import Estimate
 
 
@@ -271,6 +271,36 @@ def rescale_jacobian(
         form=form,
         input_variance=input_variance,
     )
+
+
+def multiply(weights: keras.Variable | Iterable[keras.Variable], factor: float) -> None:
+    """Multiply variables by a factor, in place.
+
+    Parameters
+    ----------
+    weights : keras.Variable or iterable of keras.Variable
+        What to multiply, such as ``layer.kernel``; tied ones count once. Half precision is
+        multiplied in float32 and rounded once.
+    factor : float
+        The factor, such as :func:`check` suggests.
+
+    Raises
+    ------
+    ScaleError, DTypeError, SelectionError
+        For a factor that is not a finite number, or for what is no variable. None has been changed
+        then.
+
+    Examples
+    --------
+    >>> layer = keras.layers.Dense(2, use_bias=False, kernel_initializer="identity")
+    >>> layer.build((None, 2))
+    >>> multiply(layer.kernel, 0.5)
+    >>> float(layer.get_weights()[0][0, 0])
+    0.5
+    """
+    number = scale.require_factor(factor)
+    for variable in variables_of(weights):
+        variable.assign(times(variable.value, number))
 
 
 if keras.backend.backend() == "torch":

@@ -14,19 +14,16 @@ import keras
 import numpy as np
 from keras import ops
 
-from deq_init import check as checking
 from deq_init import fixed_point as core
 from deq_init import jacobian
-from deq_init.check import Look
 from deq_init.errors import DTypeError, FunctionError
+from deq_init.examination import Model, Setting
 from deq_init.fixed_point import Solution
 from deq_init.jacobian import Measurement, Rescaling
-from deq_init.keras.states import Vectors
-from deq_init.keras.variables import frobenius
+from deq_init.keras.states import Flat, Function, Vectors
+from deq_init.keras.variables import frobenius, times
 from deq_init.numpy.iteration import xp
-from deq_init.plan import compute_dtype
 from deq_init.spectra import Estimate
-from deq_init.states import Layout
 
 Solver = Callable[[Vectors, Any], Any]
 Product = Callable[[Any], Any]
@@ -80,8 +77,7 @@ def rescale_jacobian(
 
     def multiply(factor: float) -> None:
         for variable, original in zip(variables, originals, strict=True):
-            wide = ops.cast(original, compute_dtype(variable.dtype))
-            variable.assign(ops.cast(wide * factor, variable.dtype))
+            variable.assign(times(original, factor))
 
     def evaluate(factor: float) -> Measurement:
         multiply(factor)
@@ -101,12 +97,27 @@ def rescale_jacobian(
     return result
 
 
-@np.errstate(all="ignore")
-def look(f: Vectors, variables: Sequence[keras.Variable], z0: Any, layout: Layout) -> Look:
-    """Return what a check sees from a tensor of shape (batch, n)."""
+def model(
+    f: Vectors,
+    variables: Sequence[keras.Variable],
+    z0: Any,
+    how: Setting,
+) -> Model:
+    """Return what is to be examined, from a tensor of shape (batch, n)."""
     built, z = Map(f, variables), _array(z0)
     build(f, z0)
-    return checking.summarize(checking.look(xp, built, z, _normals(z), built.products, layout))
+    return Model(xp, built, built.products, z, _normals(z), how)
+
+
+def own(flat: Flat, f: Function) -> Callable[[Any], Callable[[Any], Any]]:
+    """Return what makes a solver of the user's one of arrays of shape (batch, n)."""
+
+    def flattened(solver: Any) -> Callable[[Any], Any]:
+        return lambda z: _array(
+            flat.flatten(solver(f, flat.unflatten(ops.convert_to_tensor(z))), "solver")
+        )
+
+    return flattened
 
 
 @np.errstate(all="ignore")

@@ -44,6 +44,12 @@ def restored(variables: Sequence[keras.Variable]) -> Iterator[None]:
             variable.assign(original)
 
 
+def times(value: Any, factor: float) -> Any:
+    """Return a variable's value times a factor, rounded once."""
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    return keras.ops.cast(keras.ops.cast(value, compute_dtype(dtype)) * factor, dtype)
+
+
 def frobenius(variable: keras.Variable) -> float:
     """Return the Frobenius norm of a variable's value."""
     wide = keras.ops.cast(variable.value, compute_dtype(variable.dtype))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from deq_init import check as core
+from deq_init import examination, selection
 from deq_init import plan as plans
-from deq_init import selection
-from deq_init.check import Look, Report
-from deq_init.jacobian import Rescaling
+from deq_init.check import Report
+from deq_init.examination import Model, Setting
 from deq_init.keras import sampling
-from deq_init.keras.jacobian import rescale_jacobian
 from deq_init.keras.states import Flat, Function, State, Vectors
-from deq_init.keras.variables import frobenius, restored, variables_of
-from deq_init.states import Layout
+from deq_init.keras.variables import frobenius, restored, times, variables_of
+from deq_init.redraws import Weights, require_draws
 
 
 def check(
@@ -28,8 +26,11 @@ def check(
     family: str | None = None,
     draws: int = 4,
     blocks: int | tuple[int, int] | None = None,
+    solver: str | Callable[[Function, State], State] = "plain",
+    max_steps: int | None = None,
+    rounding: float | None = None,
 ) -> Report:
-    """Say whether z = f(z) starts lazy, stable, critical or divergent, and what gain to use.
+    """Return whether z = f(z) starts lazy, stable, critical or divergent, and what helps.
 
     Parameters
     ----------
@@ -47,6 +48,14 @@ def check(
         How many.
     blocks : int or (int, int), optional
         Of the new draws, as in :class:`Random`.
+    solver : {"plain", "anderson"} or callable
+        What must bring the samples to their fixed points for a model to be stable: plain iteration,
+        Anderson acceleration, or ``solver(f, z0) -> z``.
+    max_steps : int, optional
+        In how many steps, for the two named ones; 200 by default.
+    rounding : float, optional
+        Relative error of f's values, to which samples then settle: say 2**-7 for an f that computes
+        in bfloat16. By default the epsilon of z0's coarsest dtype.
 
     Returns
     -------
@@ -60,8 +69,8 @@ def check(
 
     Notes
     -----
-    The rule is in the text of :mod:`deq_init.check`. Runs eagerly, not within ``tf.function`` or
-    ``jax.jit``.
+    The rule is in the text of :mod:`deq_init.check`, how a factor is suggested in that of
+    :mod:`deq_init.advice`. Runs eagerly, not within ``tf.function`` or ``jax.jit``.
 
     Examples
     --------
@@ -74,46 +83,61 @@ def check(
     flat = Flat(z0)
     none = weights is None or (isinstance(weights, (list, tuple)) and not weights)
     variables = [] if none else variables_of(weights)
-    count = core.require_draws(draws, family, bool(variables))
-    function, start = flat.map(f), flat.flatten(z0)
-    known = core.Weights(
+    count = require_draws(draws, family, bool(variables))
+    how = examination.setting(solver, max_steps, rounding, flat.layout, _own(flat, f))
+    known = Weights(
         [tuple(v.shape) for v in variables],
         [frobenius(v) ** 2 for v in variables],
         "in_out",
         family,
+        blocks,
     )
-    requests = known.plans(blocks)
+    requests = known.plans()
+    originals = [ops.copy(variable.value) for variable in variables]
+
+    def scale(factor: float) -> None:
+        for variable, original in zip(variables, originals, strict=True):
+            variable.assign(times(original, factor))
+
+    def draw(number: int) -> None:
+        for index, (variable, plan) in enumerate(zip(variables, requests, strict=True)):
+            seed = selection.seed_of(number, str(index))
+            value = sampling.sample(plan, seed, plans.compute_dtype(variable.dtype))
+            variable.assign(ops.cast(value, variable.dtype))
+
     with restored(variables):
-        seen = _look(function, variables, start, flat.layout)
-        redraws = []
-        for draw in range(count):
-            for index, (variable, plan) in enumerate(zip(variables, requests, strict=True)):
-                seed = selection.seed_of(draw, str(index))
-                value = sampling.sample(plan, seed, plans.compute_dtype(variable.dtype))
-                variable.assign(ops.cast(value, variable.dtype))
-            redraws.append(_look(function, variables, start, flat.layout))
-
-    def rescale(norm: float) -> tuple[Rescaling, Look]:
-        with restored(variables):
-            result = rescale_jacobian(variables, f, z0, jacobian_norm=norm)
-            return result, _look(
-                function, variables, start, flat.layout
-            ) if result.reached else seen
-
-    return core.report(seen, flat.layout, known, redraws, rescale=rescale, suggestion=_SUGGESTION)
-
-
-_SUGGESTION = "deq_init.keras.rescale_jacobian(weights, f, z0, jacobian_norm={norm})"
+        return examination.examine(
+            _model(flat.map(f), variables, flat.flatten(z0), how),
+            flat.layout,
+            known,
+            scale=scale,
+            draws=count,
+            draw=draw,
+            line=lambda factor: f"deq_init.keras.multiply(weights, {factor:g})",
+        )
 
 
 if keras.backend.backend() == "torch":
+    import torch
+
     from deq_init.torch import verdict as _torch
 
-    def _look(f: Vectors, variables: Sequence[keras.Variable], z0: Any, layout: Layout) -> Look:
-        """Return what is seen with the variables as they are."""
-        return _torch.look(f, z0, layout)
+    def _own(flat: Flat, f: Function) -> Callable[[Any], Callable[[Any], Any]]:
+        """Return what makes a solver of the user's one of tensors of shape (batch, n)."""
+
+        def flattened(own: Any) -> Callable[[Any], Any]:
+            @torch.no_grad()
+            def solve(z: Any) -> Any:
+                return flat.flatten(own(f, flat.unflatten(z)), "solver")
+
+            return solve
+
+        return flattened
+
+    def _model(f: Vectors, variables: Sequence[keras.Variable], z0: Any, how: Setting) -> Model:
+        return _torch.model(f, z0.detach(), how)
 
 else:
     from deq_init.keras import loops
 
-    _look = loops.look
+    _own, _model = loops.own, loops.model

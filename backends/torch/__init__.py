@@ -12,6 +12,7 @@ from deq_init.torch.jacobian import (  # noqa: E402
     fixed_point,
     jacobian_norm,
     jacobian_spectral_radius,
+    multiply_,
     rescale_jacobian_,
 )
 from deq_init.torch.looped import initial_state  # noqa: E402
@@ -27,6 +28,7 @@ __all__ = [
     "initialize_",
     "jacobian_norm",
     "jacobian_spectral_radius",
+    "multiply_",
     "orthogonal_",
     "random_",
     "rescale_",

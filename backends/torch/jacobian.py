@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deq_init import fixed_point as core
-from deq_init import jacobian
+from deq_init import jacobian, scale
 from deq_init.errors import FunctionError, SelectionError
 from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Measurement, Rescaling
@@ -262,6 +262,34 @@ def rescale_jacobian_(
         if result.reached:
             scaled.keep(result.factor)
     return result
+
+
+def multiply_(weights: Tensor | Iterable[Tensor], factor: float) -> None:
+    """Multiply weights by a factor, in place.
+
+    Parameters
+    ----------
+    weights : Tensor or iterable of Tensor
+        What to multiply; tied ones count once. Half precision is multiplied in float32 and rounded
+        once.
+    factor : float
+        The factor, such as :func:`check` suggests.
+
+    Raises
+    ------
+    ScaleError, DTypeError, WeightError, SelectionError
+        For a factor that is not a finite number, or for weights that cannot be written to. None
+        has been changed then.
+
+    Examples
+    --------
+    >>> w = torch.eye(2)
+    >>> multiply_(w, 0.5)
+    >>> w[0, 0].item()
+    0.5
+    """
+    number = scale.require_factor(factor)
+    Scaled(weights).keep(number)
 
 
 def _estimate(kind: jacobian.Kind, f: Function, z: State, rtol: float, steps: int) -> Estimate:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from deq_init import check as core
-from deq_init import selection
-from deq_init.check import Look, Report
-from deq_init.jacobian import Rescaling
-from deq_init.states import Layout
+from deq_init import examination, selection
+from deq_init.check import Report
+from deq_init.examination import Model, Setting
+from deq_init.redraws import Weights, require_draws
 from deq_init.torch import filling
 from deq_init.torch.iteration import xp
-from deq_init.torch.jacobian import (
-    Function,
-    Product,
-    Scaled,
-    normals,
-    products,
-    rescale_jacobian_,
-    weights_of,
-)
+from deq_init.torch.jacobian import Function, Product, Scaled, normals, products, weights_of
 from deq_init.torch.states import Flat, State
 
 
@@ -35,8 +26,11 @@ def check(
     family: str | None = None,
     draws: int = 4,
     blocks: int | tuple[int, int] | None = None,
+    solver: str | Callable[[Function, State], State] = "plain",
+    max_steps: int | None = None,
+    rounding: float | None = None,
 ) -> Report:
-    """Say whether z = f(z) starts lazy, stable, critical or divergent, and what gain to use.
+    """Return whether z = f(z) starts lazy, stable, critical or divergent, and what helps.
 
     Parameters
     ----------
@@ -55,6 +49,14 @@ def check(
         How many.
     blocks : int or (int, int), optional
         Of the new draws, as in :func:`random_`.
+    solver : {"plain", "anderson"} or callable
+        What must bring the samples to their fixed points for a model to be stable: plain iteration,
+        Anderson acceleration, or ``solver(f, z0) -> z``.
+    max_steps : int, optional
+        In how many steps, for the two named ones; 200 by default.
+    rounding : float, optional
+        Relative error of f's values, to which samples then settle: say 2**-7 for an f that computes
+        in bfloat16. By default the epsilon of z0's coarsest dtype.
 
     Returns
     -------
@@ -68,8 +70,11 @@ def check(
 
     Notes
     -----
-    The rule is in the text of :mod:`deq_init.check`. Costs some 400 evaluations of f, as many
-    products with the Jacobian, and memory for 128 states, each time that it looks.
+    The rule is in the text of :mod:`deq_init.check`, how a factor is suggested in that of
+    :mod:`deq_init.advice`. A look costs some 400 evaluations of f, as many products with the
+    Jacobian, and memory for 128 states. A model gets one, and one for each new draw; a suggestion
+    takes up to 2,000 evaluations more, or for a lazy model some looks. An f that is random is
+    found out in three evaluations.
 
     Examples
     --------
@@ -81,38 +86,51 @@ def check(
     flat = Flat(z0)
     chosen = [] if weights is None else weights_of(weights)
     scaled = Scaled(chosen) if chosen else None
-    count = core.require_draws(draws, family, bool(chosen))
-    function, start = flat.map(f), flat.flatten(z0).detach()
-    sizes = [] if scaled is None else scaled.sizes()
-    known = core.Weights(
-        [shape for shape, _ in sizes], [norm**2 for _, norm in sizes], "out_in", family
+    count = require_draws(draws, family, bool(chosen))
+    how = examination.setting(
+        solver,
+        max_steps,
+        rounding,
+        flat.layout,
+        lambda own: lambda z: flat.flatten(own(f, flat.unflatten(z.clone())), "solver"),
     )
-    requests = known.plans(blocks)
-    with nullcontext() if scaled is None else scaled.restored_unless_kept():
-        seen = look(function, start, flat.layout)
-        redraws = []
-        if scaled is not None and count:
+    sizes = [] if scaled is None else scaled.sizes()
+    known = Weights(
+        [shape for shape, _ in sizes], [norm**2 for _, norm in sizes], "out_in", family, blocks
+    )
+    requests = known.plans()
+
+    def scale(factor: float) -> None:
+        if scaled is not None:
+            scaled.multiply(factor)
+
+    def draw(number: int) -> None:
+        if scaled is not None:
             scaled.written = True
-        for draw in range(count):
-            for index, (w, plan) in enumerate(zip(chosen, requests, strict=True)):
-                seed = selection.seed_of(draw, str(index))
-                filling.fill(plan.family.name, w, plan.scale, blocks, None, seed, None)
-            redraws.append(look(function, start, flat.layout))
+        for index, (w, plan) in enumerate(zip(chosen, requests, strict=True)):
+            seed = selection.seed_of(number, str(index))
+            filling.fill(plan.family.name, w, plan.scale, blocks, None, seed, None)
 
-    def rescale(norm: float) -> tuple[Rescaling, Look]:
-        with Scaled(chosen).restored_unless_kept() as kept:
-            kept.written = True
-            result = rescale_jacobian_(chosen, f, z0, jacobian_norm=norm)
-            return result, look(function, start, flat.layout) if result.reached else seen
-
-    return core.report(seen, flat.layout, known, redraws, rescale=rescale, suggestion=_SUGGESTION)
-
-
-_SUGGESTION = "deq_init.torch.rescale_jacobian_(weights, f, z0, jacobian_norm={norm})"
+    with nullcontext() if scaled is None else scaled.restored_unless_kept(), torch.no_grad():
+        return examination.examine(
+            model(flat.map(f), flat.flatten(z0).detach(), how),
+            flat.layout,
+            known,
+            scale=scale,
+            draws=count,
+            draw=draw,
+            line=lambda factor: f"deq_init.torch.multiply_(weights, {factor:g})",
+        )
 
 
-def look(f: Product, z0: Tensor, layout: Layout) -> Look:
-    """Return what is seen from z0, of shape (batch, n), with the weights as they are."""
-    with torch.no_grad():
-        measured = core.look(xp, f, z0, normals(z0), lambda z: products(f, z), layout)
-    return core.summarize([x.cpu() for x in measured])
+def model(f: Product, z0: Tensor, how: Setting) -> Model:
+    """Return what is to be examined, from z0 of shape (batch, n)."""
+    return Model(
+        xp,
+        torch.no_grad()(f),
+        lambda z: products(f, z),
+        z0,
+        normals(z0),
+        how,
+        numbers=lambda x: x.detach().cpu().numpy(),
+    )
