@@ -233,3 +233,66 @@ def require_arrays(arrays: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
             f"expected a checkpoint of kernels {dict(shapes)}, received {received}. Build the "
             "model with the sizes and the bias of the one that it was saved from."
         )
+
+
+_LARGEST = {
+    "float16": 65504.0,
+    "bfloat16": 3.3895313892515355e38,
+    "float32": float(np.finfo(np.float32).max),
+    "float64": float(np.finfo(np.float64).max),
+}
+
+
+def checkpoint_arrays(
+    arrays: Any, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a checkpoint, if a model can be set to them.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array
+        What the user passes.
+    shapes : mapping of str to tuple
+        Of the model's kernels, by their names.
+    dtypes : mapping of str to str
+        The names of the widest dtypes that the model holds each of them in.
+
+    Raises
+    ------
+    ModelError
+        If they are no mapping, have other names or shapes, are not real floating-point arrays, or
+        have entries that are not finite, or not in the model's dtype.
+    """
+    if not isinstance(arrays, Mapping):
+        raise ModelError(
+            f"expected a checkpoint as a mapping of names to arrays, received "
+            f"{type(arrays).__name__}. Pass what to_arrays() or checkpoint.load() returns."
+        )
+    found = {name: _floating(name, value) for name, value in arrays.items()}
+    require_arrays(found, shapes)
+    for name, value in found.items():
+        size = np.abs(value.astype(np.float64))
+        wrong = ~(size <= _LARGEST[dtypes[name]])
+        if wrong.any():
+            raise ModelError(
+                f"expected finite numbers of at most {_LARGEST[dtypes[name]]:g}, the largest in "
+                f"{dtypes[name]}, as {name}, received {value[wrong][0]} ({wrong.sum()} such "
+                "entries). Load a checkpoint from before training diverged, or in a wider dtype."
+            )
+    return found
+
+
+def _floating(name: Any, value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # frameworks raise their own, for a tensor with a gradient say
+        raise ModelError(
+            f"expected an array as {name!r}, and converting {type(value).__name__} to NumPy "
+            f"failed: {error}. Pass NumPy arrays."
+        ) from error
+    if array.dtype.name not in _LARGEST:
+        raise ModelError(
+            f"expected a floating-point array as {name!r}, one of {', '.join(_LARGEST)}, received "
+            f"{array.dtype} of shape {array.shape}. Pass what to_arrays() returns."
+        )
+    return array.astype(array.dtype.newbyteorder("="), copy=False)

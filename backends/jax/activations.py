@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from deq_init import equilibrium
 
 Params = dict[str, jax.Array]
 Activation = Callable[[jax.Array], jax.Array]
@@ -29,3 +32,10 @@ def arrays_of(params: Params) -> dict[str, np.ndarray]:
         for name, value in params.items()
     }
     return {name: np.asarray(value) for name, value in wide.items()}
+
+
+def params_of(arrays: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Params:
+    """Return the parameters of a checkpoint, or raise ModelError; dtypes are kept."""
+    widest = jnp.result_type(float).name  # float64 only with x64
+    values = equilibrium.checkpoint_arrays(arrays, shapes, dict.fromkeys(shapes, widest))
+    return {name: jnp.asarray(values[name]) for name in shapes}

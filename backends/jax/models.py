@@ -18,7 +18,7 @@ from deq_init.equilibrium import Gradient
 from deq_init.fixed_point import Solution
 from deq_init.jacobian import Form
 from deq_init.jax import implicit, initializers
-from deq_init.jax.activations import ACTIVATIONS, Activation, Params, arrays_of
+from deq_init.jax.activations import ACTIVATIONS, Activation, Params, arrays_of, params_of
 from deq_init.jax.iteration import xp
 from deq_init.jax.transformer import DEQTransformer
 
@@ -212,11 +212,11 @@ class DEQFCN:
         Raises
         ------
         ModelError
-            If it has other names or shapes than this model's parameters.
+            If it has other names or shapes than this model's parameters, or holds what are not
+            finite real floating-point numbers in JAX's widest dtype, float32 without x64.
         """
         shapes = core.kernel_shapes(self.inputs, self.width, self.classes, self.bias)
-        core.require_arrays(arrays, shapes)
-        return {name: jnp.asarray(arrays[name]) for name in shapes}
+        return params_of(arrays, shapes)
 
     def _solve(self, params: Params, x: jax.Array, z0: jax.Array | None) -> Solution:
         injected = self._injected(params, x)

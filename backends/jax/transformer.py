@@ -17,7 +17,7 @@ from deq_init import transformer as core
 from deq_init.equilibrium import Gradient
 from deq_init.fixed_point import Method, Solution
 from deq_init.jax import implicit, initializers
-from deq_init.jax.activations import ACTIVATIONS, Activation, Params, arrays_of
+from deq_init.jax.activations import ACTIVATIONS, Activation, Params, arrays_of, params_of
 from deq_init.transformer import Norm
 
 
@@ -254,11 +254,11 @@ class DEQTransformer:
         Raises
         ------
         ModelError
-            If it has other names or shapes than this model's parameters.
+            If it has other names or shapes than this model's parameters, or holds what are not
+            finite real floating-point numbers in JAX's widest dtype, float32 without x64.
         """
         shapes = self._sizes.kernel_shapes()
-        equilibrium.require_arrays(arrays, shapes)
-        return {name: jnp.asarray(arrays[name]) for name in shapes}
+        return params_of(arrays, shapes)
 
 
 def _normalize(params: Params, name: str, x: jax.Array) -> jax.Array:

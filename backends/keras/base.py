@@ -122,12 +122,14 @@ class Equilibrium(keras.Model):
         Raises
         ------
         ModelError
-            If it has other names or shapes than this model; nothing is changed then.
+            If it has other names or shapes than this model, or holds what are not finite real
+            floating-point numbers in the model's dtype; nothing is changed then.
         """
         shapes = {name: tuple(variable.shape) for name, variable in self.kernels.items()}
-        core.require_arrays(arrays, shapes)
+        dtypes = {name: variable.dtype for name, variable in self.kernels.items()}
+        values = core.checkpoint_arrays(arrays, shapes, dtypes)
         for name, variable in self.kernels.items():
-            variable.assign(np.asarray(arrays[name]))
+            variable.assign(values[name])
         return self
 
     def get_config(self) -> dict[str, Any]:

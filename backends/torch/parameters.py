@@ -102,11 +102,13 @@ class Kernels(nn.Module):
         Raises
         ------
         ModelError
-            If it has other names or shapes than this model; nothing is changed then.
+            If it has other names or shapes than this model, or holds what are not finite real
+            floating-point numbers in the model's dtype; nothing is changed then.
         """
-        equilibrium.require_arrays(arrays, self._kernel_shapes)
+        dtypes = {name: str(own.dtype).split(".")[1] for name, own in self._own().items()}
+        values = equilibrium.checkpoint_arrays(arrays, self._kernel_shapes, dtypes)
         for name, parameter in self._own().items():
-            value = np.array(arrays[name])
+            value = np.array(values[name])
             value = value if value.dtype == np.float64 else value.astype(np.float32)
             _turned(name, parameter).copy_(torch.from_numpy(value))
         return self
