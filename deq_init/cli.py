@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from deq_init import __version__, families
 from deq_init.errors import DeqInitError
@@ -29,25 +30,88 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments : sequence of str, optional
         Default: those of the process.
     """
-    options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], int | None] = options.command
-    try:
-        code = command(options)
-        sys.stdout.flush()
-    except DeqInitError as error:
-        print(f"deq-init: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "deq-init: interrupted; an experiment goes on where it was when it is run again",
-            file=sys.stderr,
-        )
-        return 130
-    except BrokenPipeError:
-        # The reader, such as head, has had enough. Python flushes what is left when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    with _standard_output() as output:
+        try:
+            code = _run(arguments)
+        except DeqInitError as error:
+            print(f"deq-init: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print(
+                "deq-init: interrupted; an experiment goes on where it was when it is run again",
+                file=sys.stderr,
+            )
+            return 130
+        except OSError as error:
+            if error is not output.failure:
+                raise
+            if not isinstance(error, BrokenPipeError):  # a reader such as head has had enough
+                print(f"deq-init: expected to write to standard output: {error}", file=sys.stderr)
+            return 1
     return code or 0
+
+
+def _run(arguments: Sequence[str] | None) -> int | None:
+    try:
+        options = _parser().parse_args(arguments)
+    except SystemExit:  # after --help or --version
+        sys.stdout.flush()
+        raise
+    command: Callable[[argparse.Namespace], int | None] = options.command
+    code = command(options)
+    sys.stdout.flush()
+    return code
+
+
+class _Output:
+    """Standard output that remembers its last failure and replaces what it cannot encode."""
+
+    failure: OSError | None = None
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        encoding = self._stream.encoding or "utf-8"
+        text = text.encode(encoding, "replace").decode(encoding)
+        return int(self._attempt(lambda: self._stream.write(text)))
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except OSError as error:
+            self.failure = error
+            # Python flushes what is left when it exits.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            raise
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[_Output]:
+    """Make standard output one that remembers its failures; open what is closed as the null device.
+
+    A file that is opened while descriptor 1 is free would be standard output to the processes that
+    are started then, which may print.
+    """
+    with contextlib.ExitStack() as stack:
+        for name in ("stdin", "stdout", "stderr"):
+            if getattr(sys, name) is None:
+                # The lowest free descriptor is the one that was closed.
+                stream = open(os.devnull, "r+" if name == "stdin" else "w")  # noqa: SIM115
+                os.set_inheritable(stream.fileno(), True)
+                stack.enter_context(stream)
+                setattr(sys, name, stream)
+                stack.callback(setattr, sys, name, None)
+        output = _Output(sys.stdout)
+        with contextlib.redirect_stdout(cast(io.TextIOWrapper, output)):
+            yield output
 
 
 def _parser() -> argparse.ArgumentParser:

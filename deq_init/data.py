@@ -1,11 +1,14 @@
 """Data sets of the experiments: scikit-learn's digits, MNIST and WikiText.
 
 The last two are looked for in the folder that the environment variable ``DEQ_INIT_DATA`` names,
-then in the user's cache, and are downloaded to that cache last, with their checksums.
+then in the user's cache, and are downloaded to that cache last. Whatever the way, their content is
+compared with checksums; only WikiText-103's files in a folder, for which there are none here, are
+checked for their length and for rare words that are ``<unk>``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zipfile
 import zlib
@@ -27,11 +30,27 @@ _MNIST_ARRAYS = {
     "x_test": (10000, 28, 28),
     "y_test": (10000,),
 }
-_WIKITEXT_URL = "https://s3.amazonaws.com/research.metamind.io/wikitext"
-_WIKITEXT_MD5 = {
-    "2": "542ccefacc6c27f945fb54453812b3cd",
-    "103": "9ddaacaf6af0710eda8c456decff7832",
+# Of the arrays as bytes: behind the headers of the original IDX files, whose MD5 checksums,
+# published as 6bbc9ace..., a25bea73..., 2646ac64... and 27ae3e4e..., those bytes have.
+_MNIST_ARRAYS_SHA256 = {
+    "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
+    "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
+    "x_test": "6d87418db22cc8025d05968bec9bd5c3932904b23485740db143a061a2c9d161",
+    "y_test": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
 }
+_WIKITEXT_2_URL = (
+    "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2"
+)
+_WIKITEXT_2_SHA256 = {
+    "train": "9e9fa1ad55b1c2c95b08e37dd8e653f638fac2c6de904b79e813611eefbc985f",
+    "valid": "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
+    "test": "d790b833ef8cf03a90db7bf1271b7520b83c45ce07ba3c1a9699df81e239eca0",
+}
+# This address answers with 403 since 2024; what it served may be in the cache.
+_WIKITEXT_103_URL = "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-v1.zip"
+_WIKITEXT_103_MD5 = "9ddaacaf6af0710eda8c456decff7832"
+_WIKITEXT_103_WORDS = {"train": 103227021, "valid": 217646, "test": 245569}  # Merity et al.
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,7 @@ class Split:
     @property
     def classes(self) -> int:
         """How many labels there are."""
-        return int(self.y_train.max()) + 1
+        return int(max(self.y_train.max(), self.y_test.max())) + 1
 
 
 def digits(train: int = 1400, seed: int = 0) -> Split:
@@ -63,7 +82,7 @@ def digits(train: int = 1400, seed: int = 0) -> Split:
     Parameters
     ----------
     train : int
-        Samples for training; the rest of the 1797 is for testing.
+        Samples for training, 1 to 1796; the rest of the 1797 is for testing.
     seed : int
         Of the shuffle.
 
@@ -74,10 +93,18 @@ def digits(train: int = 1400, seed: int = 0) -> Split:
 
     Raises
     ------
+    DataError
+        If there are no such numbers of samples.
     MissingFrameworkError
         If scikit-learn is not installed.
     """
     x, y = require("sklearn.datasets", "experiments").load_digits(return_X_y=True)
+    whole = isinstance(train, (int, np.integer)) and not isinstance(train, bool)
+    if not whole or not 0 < train < len(x):
+        raise DataError(
+            f"expected 1 to {len(x) - 1} of the {len(x)} samples for training, received {train!r}. "
+            "Pass e.g. train=1400."
+        )
     order = np.random.default_rng(seed).permutation(len(x))
     x, y = x[order], y[order]
     mean, deviation = x[:train].mean(0), x[:train].std(0)
@@ -91,7 +118,8 @@ def mnist() -> Split:
     Raises
     ------
     DataError
-        If the file is damaged, or cannot be found or downloaded: it says where it looked.
+        If the file is damaged or holds other images, or cannot be found or downloaded: it says
+        where it looked.
     MissingFrameworkError
         If it must be downloaded and pooch is not installed.
     """
@@ -126,7 +154,7 @@ def find_mnist() -> Path:
     looked = [folder / "mnist.npz" for folder in _named_folder()]
     if looked and looked[0].is_file():
         return looked[0]
-    return _download("mnist.npz", "it", _MNIST_URL, _MNIST_SHA256, looked)
+    return _download("mnist.npz", "mnist.npz", _MNIST_URL, _MNIST_SHA256, looked)
 
 
 def wikitext(name: Literal["2", "103"], split: Literal["train", "valid", "test"]) -> list[str]:
@@ -142,19 +170,21 @@ def wikitext(name: Literal["2", "103"], split: Literal["train", "valid", "test"]
     Raises
     ------
     DataError
-        If the file is no text, or cannot be found or downloaded: it says where it looked.
+        If the file is no text or another one, or cannot be found or downloaded: it says where it
+        looked, and which file to place there.
     MissingFrameworkError
         If it must be looked for in the cache or downloaded, and pooch is not installed.
 
     Notes
     -----
-    In a folder, ``wikitext-2/train.txt`` or ``wikitext-2/wiki.train.tokens``, and so on.
+    In a folder, ``wikitext-2/train.txt`` or ``wikitext-2/wiki.train.tokens``, and so on. Lines end
+    at newlines alone.
 
     References
     ----------
     Merity, Xiong, Bradbury & Socher, "Pointer sentinel mixture models" (2016), arXiv 1609.07843.
     """
-    if name not in _WIKITEXT_MD5 or split not in ("train", "valid", "test"):
+    if name not in ("2", "103") or split not in ("train", "valid", "test"):
         raise DataError(
             f"expected WikiText '2' or '103' and a split 'train', 'valid' or 'test', received "
             f"{name!r} and {split!r}. Pass e.g. '2' and 'train'."
@@ -164,11 +194,20 @@ def wikitext(name: Literal["2", "103"], split: Literal["train", "valid", "test"]
         looked += [folder / f"wikitext-{name}" / file for file in _wikitext_files(split)]
     for path in looked:
         if path.is_file():
-            return _words(path, path.read_bytes())
-    file = f"wikitext-{name}-v1.zip"
-    url = f"{_WIKITEXT_URL}/{file}"
-    wanted = f"wikitext-{name}/{split}.txt"
-    archive = _download(file, wanted, url, f"md5:{_WIKITEXT_MD5[name]}", looked)
+            return _words(path, path.read_bytes(), name, split)
+    if name == "2":
+        checksum = _WIKITEXT_2_SHA256[split]
+        wanted = f"wikitext-2/{split}.txt (SHA-256 {checksum})"
+        url = f"{_WIKITEXT_2_URL}/{split}.txt"
+        path = _download(f"wikitext-2-{split}.txt", wanted, url, checksum, looked)
+        return _words(path, path.read_bytes(), name, split)
+    wanted = (
+        f"wikitext-103/{split}.txt, which is wiki.{split}.tokens in wikitext-103-v1.zip (MD5 "
+        f"{_WIKITEXT_103_MD5}) and not the raw variant,"
+    )
+    archive = _download(
+        "wikitext-103-v1.zip", wanted, _WIKITEXT_103_URL, f"md5:{_WIKITEXT_103_MD5}", looked
+    )
     try:
         with zipfile.ZipFile(archive) as zipped:
             text = zipped.read(f"wikitext-{name}/wiki.{split}.tokens")
@@ -177,16 +216,18 @@ def wikitext(name: Literal["2", "103"], split: Literal["train", "valid", "test"]
             f"expected {archive} to hold wiki.{split}.tokens, and reading it failed: {error}. "
             "Delete the file, so that it is downloaded again."
         ) from error
-    return _words(archive, text)
+    return _words(archive, text, name, split)
 
 
 def _wikitext_files(split: str) -> tuple[str, str]:
     return f"{split}.txt", f"wiki.{split}.tokens"
 
 
-def _words(path: Path, text: bytes) -> list[str]:
+def _words(path: Path, content: bytes, name: str, split: str) -> list[str]:
+    content = content.removeprefix(_BOM).replace(b"\r\n", b"\n")
     try:
-        lines = text.decode("utf-8").splitlines()
+        # Not splitlines(): that splits at form feeds and at Unicode's separators, too.
+        lines = content.decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(
             f"expected {path} to be text in UTF-8, and it is not: {error}. Delete or replace it."
@@ -194,7 +235,28 @@ def _words(path: Path, text: bytes) -> list[str]:
     words = [word for line in lines for word in (*line.split(), "<eos>")]
     if all(word == "<eos>" for word in words):
         raise DataError(f"expected words in {path}, received none. Delete or replace it.")
+    if name == "2":
+        _require_checksum(
+            path, f"the {split} text of WikiText-2", content, _WIKITEXT_2_SHA256[split]
+        )
+    else:
+        expected = _WIKITEXT_103_WORDS[split]
+        if "<unk>" not in words or not 0.99 < len(words) / expected < 1.01:
+            raise DataError(
+                f"expected the {split} text of WikiText-103 in {path}, {expected} words with "
+                f"<unk> for rare ones, received {len(words)} with {words.count('<unk>')} <unk>. "
+                "Replace it; the raw variant has none."
+            )
     return words
+
+
+def _require_checksum(path: Path, what: str, content: bytes, expected: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise DataError(
+            f"expected {what} with the SHA-256 checksum {expected} in {path}, received one with "
+            f"{found}. Delete or replace the file."
+        )
 
 
 def _named_folder() -> list[Path]:
@@ -233,4 +295,13 @@ def _read_mnist(path: Path) -> dict[str, NDArray[np.uint8]]:
                 f"expected integers {name} of shape {shape} in {path}, received {got.dtype} of "
                 f"shape {got.shape}. Delete or replace the file."
             )
+        largest = 255 if name.startswith("x") else 9
+        if got.min() < 0 or got.max() > largest:
+            raise DataError(
+                f"expected integers from 0 to {largest} as {name} in {path}, received some from "
+                f"{got.min()} to {got.max()}. Delete or replace the file."
+            )
+    for name, expected in _MNIST_ARRAYS_SHA256.items():
+        content = np.ascontiguousarray(arrays[name], np.uint8).tobytes()
+        _require_checksum(path, f"MNIST's {name}", content, expected)
     return arrays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -54,8 +55,26 @@ class Vocabulary:
         return np.fromiter(indices, np.int32, len(words))
 
     def decode(self, indices: Iterable[int]) -> list[str]:
-        """Return the words at indices."""
-        return [self.words[int(i)] for i in indices]
+        """Return the words at indices.
+
+        Raises
+        ------
+        DataError
+            For what is no index of a word.
+        """
+        return [self.words[self._index_of(i)] for i in indices]
+
+    def _index_of(self, i: int) -> int:
+        try:
+            index = -1 if isinstance(i, bool) else operator.index(i)
+        except TypeError:
+            index = -1
+        if not 0 <= index < len(self):
+            raise DataError(
+                f"expected indices as integers from 0 to {len(self) - 1}, received {i!r}. Pass "
+                "what encode() returns."
+            )
+        return index
 
 
 def build(words: Iterable[str], *, min_count: int = 1, size: int | None = None) -> Vocabulary:

@@ -1,8 +1,13 @@
-"""The command line: what it refuses."""
+"""The command line: what it refuses, and standard output that does not take what is printed."""
+
+import io
+import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 
-from deq_init import cli
+from deq_init import cli, model
 
 
 def test_a_file_in_the_way(tmp_path, capsys):
@@ -50,3 +55,51 @@ def test_usage(arguments, capsys):
         cli.main(arguments)
     assert stop.value.code == 2
     assert "usage: deq-init" in capsys.readouterr().err
+
+
+@pytest.fixture
+def divergent(monkeypatch):
+    """A model whose report has characters that are not in ASCII, of more than a buffer."""
+
+    class Report:
+        verdict = "divergent"
+
+        def __str__(self):
+            return "norm 4 ± 1, ‖J‖² " * 2000
+
+    monkeypatch.setattr(model, "check", lambda name, framework: Report())
+
+
+def test_what_ascii_cannot_encode_is_replaced(divergent, monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert cli.main(["check", "a:b"]) == cli.EXIT_CODES["divergent"] == 5
+    assert stdout.buffer.getvalue().startswith(b"norm 4 ? 1, ?J?? norm")
+    assert sys.stdout is stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_device(divergent, monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["check", "a:b"]) == 1
+        monkeypatch.undo()
+    assert "expected to write to standard output: [Errno 28]" in capsys.readouterr().err
+
+
+def test_closed_standard_streams(divergent, monkeypatch):
+    """As the shell's >&- leaves them: the verdict is in the exit code."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert cli.main(["check", "a:b"]) == 5
+    assert cli.main(["report", "nowhere"]) == 1
+    assert sys.stdout is None
+
+
+def test_an_error_that_is_not_of_standard_output_is_raised(monkeypatch):
+    def fail(options):
+        raise OSError("of the program")
+
+    monkeypatch.setattr(cli, "_parser", lambda: SimpleNamespace(parse_args=lambda given: given))
+    with pytest.raises(OSError, match="of the program"):
+        cli.main(SimpleNamespace(command=fail))

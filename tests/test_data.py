@@ -5,9 +5,23 @@ import zipfile
 import numpy as np
 import pooch
 import pytest
+import sklearn.datasets
 
 from deq_init import data, vocabulary
 from deq_init.errors import DataError
+
+REQUIRE_CHECKSUM = data._require_checksum
+
+
+@pytest.fixture(autouse=True)
+def any_content(monkeypatch):
+    """The files here are no real ones."""
+    monkeypatch.setattr(data, "_require_checksum", lambda *given: None)
+
+
+@pytest.fixture
+def checksums(monkeypatch, any_content):
+    monkeypatch.setattr(data, "_require_checksum", REQUIRE_CHECKSUM)
 
 
 def fake_mnist(path, **changes):
@@ -25,6 +39,24 @@ def test_digits():
     deviation = split.x_train.std(0)
     assert (np.isclose(deviation, 1, atol=1e-4) | (deviation == 0)).all()
     assert set(split.y_train) == set(range(10))
+
+
+def test_the_split_of_the_digits_is_that_of_seed_0():
+    """Samples are those at the places of NumPy's PCG64 permutation of this seed."""
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(0)))
+    order = generator.permutation(1797)
+    split = data.digits()
+    np.testing.assert_array_equal(np.r_[split.y_train, split.y_test], labels[order])
+    train = images[order[:1400]]
+    expected = (images[order] - train.mean(0)) / np.maximum(train.std(0), 1e-9)
+    np.testing.assert_allclose(np.r_[split.x_train, split.x_test], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("train", [0, -3, 1797, 5000, 1.5, True, None])
+def test_splits_that_do_not_exist(train):
+    with pytest.raises(DataError, match=f"expected 1 to 1796 of the 1797 .* received {train!r}"):
+        data.digits(train)
 
 
 def test_mnist_from_the_named_folder(tmp_path, monkeypatch):
@@ -79,6 +111,33 @@ def test_mnist_of_another_dtype(tmp_path, monkeypatch):
         data.mnist()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("y_train", 10**9, "expected integers from 0 to 9 as y_train"),
+        ("y_test", -5, "expected integers from 0 to 9 as y_test"),
+        ("x_train", 1000, "expected integers from 0 to 255 as x_train"),
+    ],
+)
+def test_mnist_out_of_range(tmp_path, monkeypatch, name, value, message):
+    monkeypatch.setenv("DEQ_INIT_DATA", str(tmp_path))
+    wrong = np.zeros(data._MNIST_ARRAYS[name], np.int64)
+    wrong[7] = value
+    fake_mnist(tmp_path / "mnist.npz", **{name: wrong})
+    with pytest.raises(DataError, match=message):
+        data.mnist()
+
+
+@pytest.mark.usefixtures("checksums")
+def test_other_images_in_the_format_of_mnist(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEQ_INIT_DATA", str(tmp_path))
+    fake_mnist(tmp_path / "mnist.npz")
+    with pytest.raises(
+        DataError, match="expected MNIST's x_train with the SHA-256 checksum 741c9888"
+    ):
+        data.mnist()
+
+
 def test_mnist_that_is_nowhere(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise ConnectionError("no route to host")
@@ -116,10 +175,11 @@ def test_wikitext_from_the_named_folder(tmp_path, monkeypatch, file):
 def test_wikitext_from_the_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("DEQ_INIT_DATA", raising=False)
     archive = tmp_path / "wikitext-103-v1.zip"
+    monkeypatch.setattr(data, "_WIKITEXT_103_WORDS", {"test": len(WORDS)})
     with zipfile.ZipFile(archive, "w") as zipped:
         zipped.writestr("wikitext-103/wiki.test.tokens", LINES)
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path)
-    monkeypatch.setitem(data._WIKITEXT_MD5, "103", pooch.file_hash(str(archive), "md5"))
+    monkeypatch.setattr(data, "_WIKITEXT_103_MD5", pooch.file_hash(str(archive), "md5"))
     assert data.wikitext("103", "test") == WORDS
     with pytest.raises(DataError, match=r"expected .*zip to hold wiki\.train\.tokens"):
         data.wikitext("103", "train")
@@ -132,12 +192,15 @@ def test_wikitext_that_is_nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("DEQ_INIT_DATA", str(tmp_path))
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
     monkeypatch.setattr(pooch, "retrieve", refuse)
-    match = r"no route to host. Put wikitext-2/train\.txt into a folder and set DEQ_INIT_DATA"
+    checksum = r"\(SHA-256 9e9fa1ad[0-9a-f]{56}\)"
+    match = rf"no route to host. Put wikitext-2/train\.txt {checksum} into a folder and set DEQ_"
     with pytest.raises(DataError, match=match) as caught:
         data.wikitext("2", "train")
     for place in ("wikitext-2/train.txt", "wikitext-2/wiki.train.tokens"):
         assert str(tmp_path / place) in str(caught.value)
-    assert str(tmp_path / "cache" / "wikitext-2-v1.zip") in str(caught.value)
+    assert str(tmp_path / "cache" / "wikitext-2-train.txt") in str(caught.value)
+    with pytest.raises(DataError, match=r"Put wikitext-103/valid\.txt, which is .*MD5 9ddaacaf"):
+        data.wikitext("103", "valid")
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"\n \n"])
@@ -147,6 +210,41 @@ def test_damaged_wikitext(tmp_path, monkeypatch, content):
     (tmp_path / "wikitext-2" / "test.txt").write_bytes(content)
     with pytest.raises(DataError, match=r"expected .*test\.txt.*Delete or replace it"):
         data.wikitext("2", "test")
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_lines_end_at_newlines_alone(tmp_path, monkeypatch, mark):
+    """As Python's files have them: words are those of each line of the file, and its end."""
+    monkeypatch.setenv("DEQ_INIT_DATA", str(tmp_path))
+    (tmp_path / "wikitext-2").mkdir()
+    path = tmp_path / "wikitext-2" / "test.txt"
+    text = " a b\u2028c d\x85e f\x1cg h\x0bi \r\n = T = \n\n"
+    path.write_bytes(mark + text.encode())
+    expected = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for line in lines:
+            expected += [*line.split(), "<eos>"]
+    assert data.wikitext("2", "test") == expected
+    assert len(expected) == 15
+
+
+@pytest.mark.usefixtures("checksums")
+def test_another_text_than_wikitext(tmp_path, monkeypatch):
+    """A file of another content, and the raw variant, which has no <unk>."""
+    monkeypatch.setenv("DEQ_INIT_DATA", str(tmp_path))
+    for name in ("2", "103"):
+        (tmp_path / f"wikitext-{name}").mkdir()
+        (tmp_path / f"wikitext-{name}" / "test.txt").write_text(LINES, encoding="utf-8")
+    with pytest.raises(DataError, match="expected the test text of WikiText-2 with the SHA-256"):
+        data.wikitext("2", "test")
+    with pytest.raises(DataError, match=r"245569 words with <unk>.* received 14 with 1 <unk>"):
+        data.wikitext("103", "test")
+    monkeypatch.setattr(data, "_WIKITEXT_103_WORDS", {"test": 14})
+    assert data.wikitext("103", "test") == WORDS
+    raw = LINES.replace("<unk>", "rare")
+    (tmp_path / "wikitext-103" / "test.txt").write_text(raw, encoding="utf-8")
+    with pytest.raises(DataError, match="the raw variant has none"):
+        data.wikitext("103", "test")
 
 
 def test_wikitext_of_another_name():
@@ -165,6 +263,9 @@ def test_vocabularies():
     assert indices.dtype == np.int32
     np.testing.assert_array_equal(indices, [2, 0, 0, 1])
     assert known.decode(indices) == ["c", "<unk>", "<unk>", "b"]
+    for wrong in (-1, 3, 1.7, True, "b", None):
+        with pytest.raises(DataError, match="expected indices as integers from 0 to 2"):
+            known.decode([0, wrong])
     with pytest.raises(DataError, match="expected room for one word"):
         vocabulary.build(text, size=0)
     with pytest.raises(DataError, match="expected different words"):

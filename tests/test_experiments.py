@@ -91,6 +91,7 @@ def little_mnist(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "mnist.npz", **arrays)
     monkeypatch.setenv("DEQ_INIT_DATA", str(tmp_path))
     monkeypatch.setattr(data, "_MNIST_ARRAYS", {name: a.shape for name, a in arrays.items()})
+    monkeypatch.setattr(data, "_require_checksum", lambda *given: None)
     fcn._split.cache_clear()
     yield
     fcn._split.cache_clear()
@@ -119,7 +120,7 @@ def test_mnist_that_is_nowhere_stops_before_the_work(tmp_path, monkeypatch, caps
     monkeypatch.setattr(pooch, "retrieve", refuse)
     monkeypatch.setenv("DEQ_INIT_DATA", str(tmp_path))
     assert cli.main(["reproduce", "mnist", "--output", str(tmp_path / "new")]) == 1
-    assert "no route to host. Put it into a folder" in capsys.readouterr().err
+    assert "no route to host. Put mnist.npz into a folder" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -249,6 +250,43 @@ def test_published_tables_are_those_of_the_published_results(name, tmp_path, cap
     table = (PUBLISHED / name / "table.md").read_text()
     assert (tmp_path / "table.md").read_text() == table
     assert len({row["cell"] for row in rows(tmp_path)}) > 10
+
+
+CHANGES = {
+    "seed": ("0", 0.5, [0], None),
+    "radii": (0.3, ["0.3"], [None]),
+    "lengths": ([None], {}, [1.0]),
+    "steps": ("many", [[1]]),
+    "family": ("none", ["goe"], None),
+    "label": ({}, None),
+    "n": ("20", 10**400, None, True),
+    "experiment": ("digits", ["lengths"], None, {}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_entry_of_another_type_is_an_error_with_its_line(tmp_path, capsys, name):
+    lines = (PUBLISHED / "lengths" / "results.jsonl").read_text().splitlines()
+    for value in CHANGES[name]:
+        changed = json.dumps({**json.loads(lines[40]), name: value})
+        text = "\n".join([*lines[:40], changed, *lines[41:]])
+        (tmp_path / "results.jsonl").write_text(text)
+        assert cli.main(["report", str(tmp_path)]) == 1, value
+        error = capsys.readouterr().err
+        assert error.startswith("deq-init: expected"), value
+        assert "line 41" in error or "no table can be made" in error, error
+
+
+def test_rows_that_do_not_belong_together(tmp_path, capsys):
+    """A cell that is missing, and rows of an experiment that does not exist."""
+    lines = (PUBLISHED / "lengths" / "results.jsonl").read_text().splitlines()
+    few = [line for line in lines if '"random"' not in line]
+    (tmp_path / "results.jsonl").write_text("\n".join(few))
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert "expected a finished run in" in capsys.readouterr().err
+    (tmp_path / "results.jsonl").write_text('{"cell":"a","of":1,"experiment":"other"}')
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert "received those of other" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

@@ -17,6 +17,15 @@ import numpy as np
 
 from deq_init import data, families, training
 from deq_init.errors import ModelError, SeedError, require
+from deq_init.experiments.entries import (
+    BOOLEAN,
+    INTEGER,
+    NUMBER,
+    Kind,
+    mapping,
+    maybe,
+    one_of,
+)
 from deq_init.experiments.results import Row
 from deq_init.training import Settings
 
@@ -88,6 +97,47 @@ GRIDS: dict[tuple[str, str], Grid] = {
     ("mnist", "full"): Grid(_TENTHS, seeds=32, orders=4, epochs=3, regimes=_ALL),
 }
 """The grids of ``--size``."""
+
+
+LABELS = tuple(f"{family}{half}" for family in families.PAPER for half in ("", ", half gain"))
+RUN: dict[str, Kind] = {
+    "backend": one_of(BACKENDS),
+    "label": one_of(LABELS),
+    "family": one_of(families.PAPER),
+    "gain": NUMBER,
+    "nominal": NUMBER,
+    "seeds": INTEGER,
+    "seed": INTEGER,
+    "failed": BOOLEAN,
+    "loss": maybe(NUMBER),
+    "solver_steps": maybe(NUMBER),
+    "not_converged": maybe(NUMBER),
+}
+"""What the report of any training needs of a row."""
+
+ENTRIES: dict[str, Kind] = {
+    **RUN,
+    "regime": one_of(REGIMES),
+    "order": maybe(INTEGER),
+    "accuracy": maybe(NUMBER),
+    "solver_steps": NUMBER,
+    "not_converged": NUMBER,
+    "settings": mapping(
+        {
+            "width": INTEGER,
+            "batch": INTEGER,
+            "epochs": INTEGER,
+            "optimizer": one_of(("sgd", "adam")),
+            "learning_rate": NUMBER,
+            "momentum": NUMBER,
+            "clip": maybe(NUMBER),
+            "method": one_of(("batch", "plain", "anderson")),
+            "rtol": NUMBER,
+            "max_steps": INTEGER,
+        }
+    ),
+}
+"""What the report needs of a row."""
 
 
 def cells(name: Name, grid: Grid) -> list[Row]:

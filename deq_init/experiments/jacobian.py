@@ -17,6 +17,7 @@ import deq_init.numpy
 from deq_init import families, fixed_point, theory
 from deq_init.draws import key_from_seed
 from deq_init.experiments import claims, report
+from deq_init.experiments.entries import BOOLEAN, INTEGER, NUMBER, TEXT, Kind, maybe, one_of
 from deq_init.experiments.results import Row
 from deq_init.numpy.iteration import xp
 from deq_init.theory import activations
@@ -58,6 +59,22 @@ GRIDS = {
     ),
 }
 """The grids of ``--size``."""
+
+
+ENTRIES: dict[str, Kind] = {
+    "label": TEXT,
+    "family": one_of(families.PAPER),
+    "activation": one_of(activations.ACTIVATIONS),
+    "form": one_of(("out", "in")),
+    "gain": NUMBER,
+    "nominal": NUMBER,
+    "n": INTEGER,
+    "seeds": INTEGER,
+    "seed": INTEGER,
+    "converged": BOOLEAN,
+    **dict.fromkeys(_MEASURES, maybe(NUMBER)),
+}
+"""What the report needs of a row."""
 
 
 def cells(grid: Grid) -> list[Row]:

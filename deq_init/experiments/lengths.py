@@ -17,6 +17,7 @@ import deq_init.numpy
 from deq_init import families, theory
 from deq_init.draws import key_from_seed
 from deq_init.experiments import claims, report
+from deq_init.experiments.entries import INTEGER, NUMBER, TEXT, Kind, maybe, one_of, several
 from deq_init.experiments.results import Row
 
 _BAND = (0.16, 0.5, 0.84)
@@ -54,6 +55,18 @@ GRIDS = {
     ),
 }
 """The grids of ``--size``."""
+
+
+ENTRIES: dict[str, Kind] = {
+    "label": TEXT,
+    "family": one_of(families.PAPER),
+    "n": INTEGER,
+    "radii": several(NUMBER),
+    "seed": INTEGER,
+    "lengths": several(NUMBER),
+    "steps": several(maybe(INTEGER)),
+}
+"""What the report needs of a row."""
 
 
 def cells(grid: Grid) -> list[Row]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from deq_init.errors import OutputError
 from deq_init.experiments import (
+    entries,
     fcn,
     fcn_report,
     jacobian,
@@ -21,6 +22,7 @@ from deq_init.experiments import (
     wikitext,
     wikitext_report,
 )
+from deq_init.experiments.entries import Kind
 from deq_init.experiments.results import Row
 
 
@@ -38,6 +40,8 @@ class Experiment:
         From a configuration to rows, in a worker.
     render : callable
         From a folder and rows to a table; it writes table and figure.
+    entries : dict of str to Kind
+        What the table needs of a row.
     core_hours : callable
         From configurations to what they cost.
     require_ready : callable
@@ -48,6 +52,7 @@ class Experiment:
     cells: Callable[[Any], list[Row]]
     measure: Callable[[Row], list[Row]]
     render: Callable[[Path, list[Row]], str]
+    entries: dict[str, Kind]
     core_hours: Callable[[list[Row]], float]
     require_ready: Callable[[Any], None] = lambda grid: None
 
@@ -58,6 +63,7 @@ def _fcn(name: fcn.Name) -> Experiment:
         lambda grid: fcn.cells(name, grid),
         fcn.measure,
         fcn_report.render,
+        fcn.ENTRIES,
         fcn.core_hours,
         lambda grid: fcn.require_ready(name, grid),
     )
@@ -65,10 +71,20 @@ def _fcn(name: fcn.Name) -> Experiment:
 
 EXPERIMENTS: dict[str, Experiment] = {
     "lengths": Experiment(
-        lengths.GRIDS, lengths.cells, lengths.measure, lengths.render, lengths.core_hours
+        lengths.GRIDS,
+        lengths.cells,
+        lengths.measure,
+        lengths.render,
+        lengths.ENTRIES,
+        lengths.core_hours,
     ),
     "jacobian": Experiment(
-        jacobian.GRIDS, jacobian.cells, jacobian.measure, jacobian.render, jacobian.core_hours
+        jacobian.GRIDS,
+        jacobian.cells,
+        jacobian.measure,
+        jacobian.render,
+        jacobian.ENTRIES,
+        jacobian.core_hours,
     ),
     "digits": _fcn("digits"),
     "mnist": _fcn("mnist"),
@@ -77,6 +93,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         wikitext.cells,
         wikitext.measure,
         wikitext_report.render,
+        wikitext.ENTRIES,
         wikitext.core_hours,
         wikitext.require_ready,
     ),
@@ -108,7 +125,7 @@ def run(name: str, grid: Any, options: sweep.Options, announce: bool = False) ->
         )
     started = time.perf_counter()
     folder = sweep.run(name, cells, experiment.measure, options)
-    text = experiment.render(folder, results.read(folder, quiet=True))
+    text = _render(name, folder, quiet=True)
     if not options.quiet:
         print(text)
         print(f"\n{time.perf_counter() - started:.1f} s. Results: {folder}")
@@ -123,18 +140,29 @@ def rebuild(folder: Path) -> str:
     OutputError
         If there are no results of a known experiment, or the folder cannot be written to.
     """
-    rows = results.read(folder)
-    name = rows[0].get("experiment")
-    if name not in EXPERIMENTS:
+    first = next(iter(results.load(folder).rows.values()), [{}])[0]
+    text = _render(first.get("experiment"), folder)
+    return f"{text}\n\n{folder / report.FIGURE}"
+
+
+def _render(name: Any, folder: Path, *, quiet: bool = False) -> str:
+    """Write table and figure from the rows of a folder, and return the table."""
+    experiment = EXPERIMENTS.get(name) if isinstance(name, str) else None
+    if experiment is None:
+        results.read(folder)  # which says so if there are none
         raise OutputError(
             f"expected results of {', '.join(EXPERIMENTS)} in {folder}, received those of {name}. "
             "Use the version of deq-init that made them."
         )
+    kinds = {"experiment": entries.one_of([name]), **experiment.entries}
+    rows = results.read(folder, lambda row: entries.complaint(row, kinds), quiet=quiet)
     try:
-        text = EXPERIMENTS[name].render(folder, rows)
-    except (KeyError, ValueError) as error:
+        return experiment.render(folder, rows)
+    except OutputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise OutputError(
-            f"expected a finished run in {folder}, received one from which cells are missing. Run "
-            "the same deq-init reproduce again to go on with it."
+            f"expected a finished run in {folder}, received one of which no table can be made: "
+            "cells are missing, or rows do not belong together. Run the same deq-init reproduce "
+            f"again to go on with it ({type(error).__name__}: {error})."
         ) from error
-    return f"{text}\n\n{folder / report.FIGURE}"

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from deq_init import data, vocabulary
 from deq_init.errors import require
-from deq_init.experiments.fcn import Backend, families_at, require_backend, require_seeds
+from deq_init.experiments.entries import INTEGER, NUMBER, TEXT, Kind, mapping, maybe, one_of
+from deq_init.experiments.fcn import RUN, Backend, families_at, require_backend, require_seeds
 from deq_init.experiments.results import Row
 from deq_init.language import Settings
 from deq_init.transformer import Norm
@@ -78,6 +79,34 @@ GRIDS: dict[str, Grid] = {
     ),
 }
 """The grids of ``--size``."""
+
+
+ENTRIES: dict[str, Kind] = {
+    **RUN,
+    "text": TEXT,
+    "train": TEXT,
+    "valid": TEXT,
+    "vocabulary": INTEGER,
+    "baseline": NUMBER,
+    "perplexity": maybe(NUMBER),
+    "settings": mapping(
+        {
+            "width": INTEGER,
+            "heads": INTEGER,
+            "expansion": INTEGER,
+            "norm": one_of(("post", "pre", "none")),
+            "length": INTEGER,
+            "batch": INTEGER,
+            "steps": INTEGER,
+            "learning_rate": NUMBER,
+            "clip": maybe(NUMBER),
+            "method": TEXT,
+            "rtol": NUMBER,
+            "max_steps": INTEGER,
+        }
+    ),
+}
+"""What the report needs of a row."""
 
 
 def cells(grid: Grid) -> list[Row]:
