@@ -2,7 +2,9 @@
 
 For a model whose samples do not all settle: the factor nearest to 1 at which they do, below 1 where
 there is one. Factors near 1 are tried first, and bisection then narrows down where samples begin to
-settle. For a lazy model: the smallest factor above 1, of those tried, at which it is stable.
+settle. A factor below 1 is then taken 0.7 times, if the samples settle there too: of models at the
+edge, training pushes many over it. For a lazy model: the smallest factor above 1, of those tried,
+at which it is stable.
 
 A factor is refused if it takes the part of f that depends on the weights to nearly zero: a block
 that passes its state on settles whatever it is given, and learns nothing.
@@ -20,6 +22,9 @@ LEAST_FACTOR = 0.1
 
 LEAST_SHARE = 0.01
 """Smallest share of |f(z; w) - f(z; 0)| that a suggested factor leaves."""
+
+MARGIN = 0.7
+"""Distance from the edge, as a factor."""
 
 DOWN = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.12, LEAST_FACTOR)
 UP = (1.1, 1.25, 1.5, 2.0)
@@ -81,6 +86,9 @@ def for_unsettled(trials: Trials, settled: float) -> Advice:
                 outside = factor
                 continue
             factor = _edge(trials, factor, outside)
+            safe = float(f"{MARGIN * factor:.3g}")
+            if LEAST_FACTOR <= safe < MARGIN and _is_fit(trials, safe):
+                return Advice(safe)
             if trials.verdict(factor) not in ("stable", "lazy"):
                 break
             left = trials.share(factor)
@@ -108,6 +116,15 @@ def for_lazy(trials: Trials) -> Advice:
         f"no factor tried from {LEAST_FACTOR:g} to {UP_FROM_LAZY[-1]:g} makes it stable rather "
         "than lazy; a lazy start is no danger to training. If f should depend more on its state, "
         "look for dead or saturated units, or for weights that were not named",
+    )
+
+
+def _is_fit(trials: Trials, factor: float) -> bool:
+    """Return whether this factor may be suggested."""
+    return (
+        trials.settled(factor) == 1
+        and trials.verdict(factor) in ("stable", "lazy")
+        and trials.share(factor) >= LEAST_SHARE
     )
 
 
