@@ -54,8 +54,8 @@ class MatrixPrimitives(Protocol):
     def reshape(self, x: Array, shape: tuple[int, ...]) -> Array:
         """The array in another shape, rows first."""
 
-    def transpose(self, x: Array) -> Array:
-        """Transpose of a matrix."""
+    def transpose(self, x: Array, axes: tuple[int, ...] | None = None) -> Array:
+        """Transpose of a matrix, or the array with its axes in this order."""
 
     def tril(self, x: Array) -> Array:
         """Lower triangle, with the diagonal; ``x`` may be written to."""

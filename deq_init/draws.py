@@ -173,6 +173,8 @@ def normals(
     return xp.cast(xp.normal_quantile(k, bits), dtype)
 
 
-def block_key(key: Key, block: int | None) -> Key:
-    """Return the key of an array's block: its index folded in, or the key itself for None."""
-    return key if block is None else fold_in(key, block)
+def block_key(key: Key, index: tuple[int, ...]) -> Key:
+    """Return the key of one matrix of an array: the numbers of its index folded in, in turn."""
+    for number in index:
+        key = fold_in(key, number)
+    return key

@@ -1,29 +1,26 @@
 """A request for one array, checked before anything is drawn, and how it is met.
 
-**Layouts.** The matrix acts as W z. ``"out_in"`` arrays (PyTorch, NumPy) hold W, with every axis
-after the first flattened into columns; ``"in_out"`` arrays (JAX, Keras) hold its transpose, with
-every axis before the last flattened into rows. A convolution's matrix is thus
-(out) x (receptive field · in) in either. The flattening does not suit kernels with several output
-axes (Keras's EinsumDense and MultiHeadAttention), depthwise kernels or PyTorch's transposed
-convolutions (in, out, ...): initialize those as the matrices that they are, and reshape.
+Which axes of the array are what is said by :mod:`deq_init.axes`.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-from deq_init import families
+from deq_init import axes, families
 from deq_init import scale as scales
 from deq_init._protocol import Array, MatrixPrimitives
+from deq_init.axes import Axes as Axes
+from deq_init.axes import Layout as Layout
 from deq_init.errors import DTypeError, ScaleError, ShapeError
 from deq_init.families import Family, Normals
 
-Layout = Literal["out_in", "in_out"]
+Index = tuple[int, ...]
+"""Which matrix of an array: (), or the number of its slice, of its block, or both; row-major."""
 
 _HALF = ("float16", "bfloat16")
 _FLOATS = (*_HALF, "float32", "float64")
@@ -37,15 +34,15 @@ class Plan:
     ----------
     family : Family
         What to sample.
-    shape : tuple of int
-        Shape of the framework's array.
+    view : View
+        The array's shape, and which of its axes are what.
     blocks : int or None
-        How many independent blocks the array is made of; None for one matrix from the whole field
-        of normals, with no key folded in.
+        How many independent blocks each slice of the array is made of; None for one matrix from
+        the whole field of normals, with no key folded in.
     axis : int
         Axis of the array along which blocks lie.
     block_shape : tuple of int
-        Shape of one block.
+        Shape of one block, its axes in the order of the view.
     rows, columns : int
         Shape of one block flattened to a matrix (in the layout's orientation).
     fan_in : int
@@ -59,7 +56,7 @@ class Plan:
     """
 
     family: Family
-    shape: tuple[int, ...]
+    view: axes.View
     blocks: int | None
     axis: int
     block_shape: tuple[int, ...]
@@ -69,6 +66,35 @@ class Plan:
     scale: scales.Scale
     determinant: int | None
     rounding: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the framework's array."""
+        return self.view.shape
+
+    @property
+    def along(self) -> int:
+        """Axis of one slice along which blocks lie."""
+        return self.view.inverse[self.axis] - len(self.view.batch)
+
+    @property
+    def slice(self) -> Plan:
+        """The plan of one slice, its axes in the order of the view."""
+        view = self.view
+        lengths = view.stacked[len(view.batch) :]
+        first = len(view.outputs if view.layout == "out_in" else view.inputs)
+        axes_ = tuple(range(len(lengths)))
+        rows, columns = axes_[:first], axes_[first:]
+        inputs, outputs = (columns, rows) if view.layout == "out_in" else (rows, columns)
+        own = axes.View(lengths, (), inputs, outputs, view.layout)
+        return replace(self, view=own, axis=self.along)
+
+    @property
+    def indices(self) -> list[Index]:
+        """The index of each matrix, in the order in which they are drawn."""
+        slices = [(i,) for i in range(self.view.count)] if self.view.batch else [()]
+        blocks = [()] if self.blocks is None else [(i,) for i in range(self.blocks)]
+        return [one + other for one in slices for other in blocks]
 
     @property
     def entrywise(self) -> bool:
@@ -92,7 +118,7 @@ class Plan:
         """Return the same plan with another value of its scale, which may be a scalar array."""
         return replace(self, scale=replace(self.scale, value=value))
 
-    def sample(self, xp: MatrixPrimitives, normals: Callable[[int | None], Normals]) -> Array:
+    def sample(self, xp: MatrixPrimitives, normals: Callable[[Index], Normals]) -> Array:
         """Return the array.
 
         Parameters
@@ -100,17 +126,33 @@ class Plan:
         xp : MatrixPrimitives
             The backend's linear algebra.
         normals : callable
-            ``normals(i)`` returns the field of block i, shape (rows, columns), and
-            ``normals(None)`` that of an array without blocks.
+            ``normals(index)`` returns the field of one matrix, shape (rows, columns).
         """
+        view = self.view
+        if view.batch or not view.ordered:
+            if 0 in self.shape:
+                return xp.reshape(normals((0,))[0:0, 0 : self.columns], self.shape)
+            slices = [self._slice(xp, normals, i) for i in range(view.count)]
+            return self.arrange(xp, xp.concatenate(slices, 0))
         if self.blocks is None:
-            w = self.realize(xp, normals(None))
+            w = self.realize(xp, normals(()))
             return w if len(self.shape) == 2 else xp.reshape(w, self.shape)
         parts = [
-            xp.reshape(self.realize(xp, normals(block)), self.block_shape)
+            xp.reshape(self.realize(xp, normals((block,))), self.block_shape)
             for block in range(self.blocks)
         ]
         return xp.concatenate(parts, self.axis)
+
+    def _slice(self, xp: MatrixPrimitives, normals: Callable[[Index], Normals], i: int) -> Array:
+        own = (i,) if self.view.batch else ()
+        w = self.slice.sample(xp, lambda index: normals(own + index))
+        return xp.reshape(w, (1, *self.slice.shape))
+
+    def arrange(self, xp: MatrixPrimitives, slices: Array) -> Array:
+        """Return the array of its slices, stacked along a first axis."""
+        view = self.view
+        stacked = xp.reshape(slices, view.stacked)
+        return stacked if view.ordered else xp.transpose(stacked, view.inverse)
 
     def realize(self, xp: MatrixPrimitives, g: Normals) -> Array:
         """Return the scaled matrix of the normals g, both of shape (rows, columns).
@@ -144,6 +186,9 @@ def plan(
     scale: scales.Scale,
     blocks: int | tuple[int, int] | None = None,
     determinant: int | None = None,
+    batch_axes: Axes | None = None,
+    in_axes: Axes | None = None,
+    out_axes: Axes | None = None,
 ) -> Plan:
     """Check a request and return what to do.
 
@@ -154,24 +199,29 @@ def plan(
     shape : sequence of int
         Shape of the framework's array, at least two axes.
     layout : {"out_in", "in_out"}
-        How the array holds W: see the text of :mod:`deq_init.plan`.
+        How the array holds W: see the text of :mod:`deq_init.axes`.
     scale : Scale
         From :func:`deq_init.scale.resolve`; each block has it.
     blocks : int or (int, int), optional
-        How many independent blocks the array is made of, or (how many, along which axis of the
-        array). The default axis is that of the outputs: fused projections, gates, heads.
+        How many independent blocks the array, or each slice of it, is made of, or (how many, along
+        which axis of the array). The default axis is the first of the outputs: fused projections,
+        gates, heads.
     determinant : {1, -1}, optional
         Of square orthogonal blocks.
+    batch_axes, in_axes, out_axes : int or sequence of int, optional
+        Which axes are what, see :mod:`deq_init.axes`.
 
     Raises
     ------
     FamilyError, ShapeError, ScaleError
         Before anything is drawn.
     """
-    full = axes(shape)
-    if blocks is None and determinant is None:
+    full = axes.lengths(shape)
+    if (blocks, determinant, batch_axes, in_axes, out_axes) == (None,) * 5:
         return _common_plan(family, full, layout, scale.kind, scale.value)
-    return uncached_plan(family, full, layout, scale, blocks, determinant)
+    return uncached_plan(
+        family, full, layout, scale, blocks, determinant, batch_axes, in_axes, out_axes
+    )
 
 
 def uncached_plan(
@@ -179,19 +229,27 @@ def uncached_plan(
     full: tuple[int, ...],
     layout: Layout,
     scale: scales.Scale,
-    blocks: Any,
-    determinant: Any,
+    blocks: Any = None,
+    determinant: Any = None,
+    batch_axes: Any = None,
+    in_axes: Any = None,
+    out_axes: Any = None,
 ) -> Plan:
     """Return what :func:`plan` does, for a shape that is a tuple of integers."""
     chosen = families.get(family)
-    matrix_shape(full, layout)
-    count, axis, block_shape = _blocks(full, layout, blocks)
-    rows, columns = matrix_shape(block_shape, layout)
+    view = axes.view(full, layout, batch_axes, in_axes, out_axes)
+    count, axis = _blocks(view, blocks)
+    if (batch_axes, in_axes, out_axes) == (None,) * 3 and count is not None and view.batch == ():
+        _require_no_stack(view, count, axis, blocks)
+    part = list(full)
+    part[axis] //= count or 1
+    block = replace(view, shape=tuple(part))
+    rows, columns = block.matrix
     if chosen.symmetry and rows != columns:
         raise ShapeError(
             f"expected a square matrix for the {chosen.name} family, "
             f"received shape {full}, a matrix of shape {(rows, columns)}. "
-            f"{_square_advice(rows, columns, len(block_shape), layout)}"
+            f"{_square_advice(block)}"
         )
     scales.require_square(scale.kind, rows, columns)
     if chosen.symmetry == -1 and rows == 1 and scale.kind != "gain":
@@ -201,8 +259,10 @@ def uncached_plan(
         )
     if determinant is not None:
         _require_determinant(chosen, rows, columns, determinant)
-    fan_in = columns if layout == "out_in" else rows
-    return Plan(chosen, full, count, axis, block_shape, rows, columns, fan_in, scale, determinant)
+    block_shape = block.stacked[len(view.batch) :]
+    return Plan(
+        chosen, view, count, axis, block_shape, rows, columns, block.fan_in, scale, determinant
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -210,16 +270,14 @@ def _common_plan(
     family: str, full: tuple[int, ...], layout: Layout, kind: scales.Kind, value: float
 ) -> Plan:
     """Return the plan of a whole array: cached, for small matrices are sampled faster than this."""
-    return uncached_plan(family, full, layout, scales.Scale(kind, value), None, None)
+    return uncached_plan(family, full, layout, scales.Scale(kind, value))
 
 
-def _blocks(
-    shape: tuple[int, ...], layout: Layout, blocks: Any
-) -> tuple[int | None, int, tuple[int, ...]]:
-    """Return the number of blocks, their axis and the shape of one."""
-    axis = 0 if layout == "out_in" else len(shape) - 1
+def _blocks(view: axes.View, blocks: Any) -> tuple[int | None, int]:
+    """Return the number of blocks, None if none are asked for, and their axis."""
+    shape, axis = view.shape, (view.outputs or view.inputs)[0]
     if blocks is None:
-        return None, axis, shape
+        return None, axis
     try:
         count, along = blocks if isinstance(blocks, (tuple, list)) else (blocks, axis)
         count, along = operator.index(count), operator.index(along)
@@ -232,20 +290,46 @@ def _blocks(
             f"{shape}, received {blocks!r}. Pass e.g. blocks=3 for a fused QKV projection."
         )
     along %= len(shape)
+    if along in view.batch:
+        raise ShapeError(
+            f"expected blocks along an axis of the matrices, received blocks={blocks!r} along axis "
+            f"{along} of shape {shape}, one of batch_axes, whose slices are matrices of their own "
+            "anyway. Leave out blocks, or name another axis."
+        )
     if shape[along] % count:
         raise ShapeError(
             f"expected axis {along} of shape {shape} to divide into {count} equal blocks, received "
             f"a length of {shape[along]}. Pass the number of blocks that the layer fuses."
         )
-    return count, along, (*shape[:along], shape[along] // count, *shape[along + 1 :])
+    return count, along
 
 
-def _square_advice(rows: int, columns: int, rank: int, layout: Layout) -> str:
-    """Say which blocks= would make a rectangle of square matrices, if any does."""
+def _require_no_stack(view: axes.View, count: int, axis: int, blocks: Any) -> None:
+    """Raise ShapeError for blocks of one output each in an array of more than two axes.
+
+    They are the slices of a stack, flattened to vectors. Those of a depthwise kernel, which has one
+    input channel, are meant to be.
+    """
+    shape = view.shape
+    channels = shape[1] if view.layout == "out_in" else shape[-2]
+    if len(shape) > 2 and axis in view.outputs and 1 < count == shape[axis] and channels > 1:
+        others = tuple(a for a in range(len(shape)) if a != axis)
+        raise ShapeError(
+            f"expected blocks that are matrices, received blocks={blocks!r} for shape {shape}: "
+            f"{count} blocks of one output each. Pass batch_axes={axis} for a stack of {count} "
+            f"matrices, or batch_axes={axis} and in_axes={others} for matrices of one output."
+        )
+
+
+def _square_advice(block: axes.View) -> str:
+    """Say which options would make a rectangle of square matrices, if any does."""
+    rows, columns = block.matrix
     short, long = sorted((rows, columns))
-    if rank == 2 and short and long % short == 0:
-        axis = 0 if rows == long else 1
+    if len(block.shape) == 2 and short and long % short == 0:
+        axis = block.order[0 if rows == long else 1]
         return f"Pass blocks=({long // short}, {axis}) for independent square blocks."
+    if len(block.shape) == 3 and not block.batch and block.shape[1] == block.shape[2]:
+        return "Pass batch_axes=0 for a stack of square matrices."
     return "Use a square shape, or the random or orthogonal family."
 
 
@@ -259,7 +343,7 @@ def _require_determinant(family: Family, rows: int, columns: int, determinant: A
 
 
 def matrix_shape(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
-    """Return rows and columns of the matrix that an array of this shape flattens to.
+    """Return rows and columns of the one matrix that an array of this shape flattens to.
 
     Raises
     ------
@@ -273,35 +357,7 @@ def matrix_shape(shape: Sequence[int], layout: Layout) -> tuple[int, int]:
     >>> matrix_shape((5, 5, 3, 8), "in_out")
     (75, 8)
     """
-    shape = axes(shape)
-    if len(shape) < 2:
-        raise ShapeError(
-            f"expected a shape with at least two axes, received {shape}. "
-            "A random matrix needs rows and columns: biases and scales want another initializer."
-        )
-    if layout == "out_in":
-        return shape[0], math.prod(shape[1:])
-    return math.prod(shape[:-1]), shape[-1]
-
-
-def axes(shape: Any) -> tuple[int, ...]:
-    """Return the shape as a tuple of integers.
-
-    Raises
-    ------
-    ShapeError
-        If it is not a sequence of non-negative integers.
-    """
-    try:
-        result = tuple(map(operator.index, shape))
-    except TypeError:
-        result = (-1,)
-    if min(result, default=0) < 0:
-        raise ShapeError(
-            f"expected a shape as a sequence of non-negative integers, received {shape!r}. "
-            "Pass e.g. (512, 512)."
-        )
-    return result
+    return axes.view(shape, layout).matrix
 
 
 def compute_dtype(dtype: Any) -> str:

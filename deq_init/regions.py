@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 from deq_init._protocol import Array, MatrixPrimitives
 from deq_init.families import Normals
-from deq_init.plan import Plan
+from deq_init.plan import Index, Plan
 
 Runs = Sequence[range]
 """Indices along one axis, in ascending order, as ranges of step 1 with gaps between them."""
@@ -41,7 +41,7 @@ def chunk(indices: Runs, count: int, index: int) -> list[range]:
 def sample(
     plan: Plan,
     xp: MatrixPrimitives,
-    normals: Callable[[int | None], Normals],
+    normals: Callable[[Index], Normals],
     parts: Sequence[Runs],
 ) -> Array:
     """Return a part of an array of layout "out_in": what ``plan.sample`` has at these indices.
@@ -53,7 +53,7 @@ def sample(
     xp : MatrixPrimitives
         The backend's linear algebra.
     normals : callable
-        As for :meth:`deq_init.plan.Plan.sample`. Blocks that the part does not meet are not asked
+        As for :meth:`deq_init.plan.Plan.sample`. Matrices that the part does not meet are not asked
         for, so the fields must not depend on the order of the calls.
     parts : sequence of sequence of range
         Which indices, for each axis of the array; none of them empty.
@@ -62,16 +62,45 @@ def sample(
     -------
     array, shape (number of indices along each axis)
     """
+    view = plan.view
+    if view.batch or not view.ordered:
+        return _stack(plan, xp, normals, [parts[axis] for axis in view.order])
     if plan.blocks is None:
-        return _block(plan, xp, normals(None), parts)
+        return _block(plan, xp, normals(()), parts)
     length = plan.block_shape[plan.axis]
     pieces = []
     for block in range(plan.blocks):
         own = _within(parts[plan.axis], block * length, length)
         if own:
             inner = [*parts[: plan.axis], own, *parts[plan.axis + 1 :]]
-            pieces.append(_block(plan, xp, normals(block), inner))
+            pieces.append(_block(plan, xp, normals((block,)), inner))
     return xp.concatenate(pieces, plan.axis)
+
+
+def _stack(
+    plan: Plan,
+    xp: MatrixPrimitives,
+    normals: Callable[[Index], Normals],
+    parts: Sequence[Runs],
+) -> Array:
+    """Return a part of a stack, given by its indices along each axis in the order of the view."""
+    view, own = plan.view, plan.slice
+    batch = len(view.batch)
+    size = [sum(map(len, part)) for part in parts]
+    pieces = []
+    for place in product(*([i for r in part for i in r] for part in parts[:batch])):
+        number = 0
+        for length, i in zip(view.stacked, place, strict=False):
+            number = number * length + i
+        one = sample(own, xp, _of_slice(normals, (number,) if batch else ()), parts[batch:])
+        pieces.append(xp.reshape(one, (1, *size[batch:])))
+    stacked = xp.reshape(xp.concatenate(pieces, 0), tuple(size))
+    return stacked if view.ordered else xp.transpose(stacked, view.inverse)
+
+
+def _of_slice(normals: Callable[[Index], Normals], own: Index) -> Callable[[Index], Normals]:
+    """Return the fields of one slice's matrices."""
+    return lambda index: normals(own + index)
 
 
 def _within(indices: Runs, start: int, length: int) -> list[range]:
@@ -82,7 +111,10 @@ def _within(indices: Runs, start: int, length: int) -> list[range]:
 
 def _block(plan: Plan, xp: MatrixPrimitives, g: Normals, parts: Sequence[Runs]) -> Array:
     """Return a part of one block, from the block's own normals."""
-    rows, columns = parts[0], _flatten(plan.block_shape[1:], parts[1:])
+    view = plan.view
+    first = len(view.outputs if view.layout == "out_in" else view.inputs)
+    rows = _flatten(plan.block_shape[:first], parts[:first])
+    columns = _flatten(plan.block_shape[first:], parts[first:])
     if plan.entrywise:
         w = _tile(xp, rows, columns, lambda r, c: _rectangle(xp, plan, g, r, c))
     else:

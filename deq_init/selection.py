@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -20,7 +20,9 @@ from deq_init.errors import DeqInitError, DTypeError, SelectionError, ShapeError
 Where = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | Callable[[str, Any], bool] | None
 """Name patterns, a mapping from patterns to options of their own, a predicate, or None."""
 
-_OPTIONS = ("family", *scale.KINDS, "blocks", "determinant")
+_AXES = ("batch_axes", "in_axes", "out_axes")
+_OPTIONS = ("family", *scale.KINDS, "blocks", "determinant", *_AXES)
+_UNKNOWN = "name it in where= with batch_axes=, in_axes= or out_axes="
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,12 @@ class Weight:
         Why it is left alone unless it is asked for by name, e.g. "embedding"; "" if it is not.
     hint : str
         What its note shall say if no blocks are asked for, e.g. "fuses 3 matrices: blocks=3".
+    known : mapping
+        Axes and blocks that its layer is known to have, e.g. ``{"batch_axes": 0}``. They hold
+        unless axes are named.
+    unknown : str
+        Why it is not known what its more than two axes are: it is left alone unless they are
+        named. "" if it is known.
     """
 
     name: str
@@ -49,6 +57,8 @@ class Weight:
     value: Any
     special: str = ""
     hint: str = ""
+    known: Mapping[str, Any] = field(default_factory=dict)
+    unknown: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,14 +143,15 @@ def requests(
     weights : sequence of Weight
         All weights of the model.
     layout : {"out_in", "in_out"}
-        How the framework's arrays hold W, see :mod:`deq_init.plan`.
+        How the framework's arrays hold W, see :mod:`deq_init.axes`.
     where : str, sequence of str, mapping, callable or None
         Shell patterns (``*``, ``?``, ``[...]``) that full names are matched against; or a mapping
         from patterns to options that differ for them, where the first match counts; or
         ``where(name, weight) -> bool``. None takes every weight that the family can be, other
         than special ones.
     options : mapping
-        ``family``, ``gain``, ``spectral_norm``, ``spectral_radius``, ``blocks``, ``determinant``.
+        ``family``, ``gain``, ``spectral_norm``, ``spectral_radius``, ``blocks``, ``determinant``;
+        of a pattern's own also ``batch_axes``, ``in_axes``, ``out_axes``.
 
     Raises
     ------
@@ -308,8 +319,15 @@ def _request(
         for kind in scale.KINDS:
             options.pop(kind, None)
     options.update(own)
+    options = _with_known(options, weight)
     hint = f" ({weight.hint})" if weight.hint and options.get("blocks") is None else ""
     try:
+        if weight.unknown and not _says_axes(options):
+            raise ShapeError(
+                f"expected a weight whose axes are known or named, received one of shape "
+                f"{weight.shape}: {weight.unknown}. Pass e.g. where={{{weight.name!r}: "
+                "{'batch_axes': 0}} for a stack of matrices, or in_axes or out_axes."
+            )
         target = scale.resolve(*(options.get(kind) for kind in scale.KINDS))
         plans.compute_dtype(weight.dtype)
         plan = plans.plan(
@@ -319,6 +337,7 @@ def _request(
             target,
             options.get("blocks"),
             options.get("determinant"),
+            *(options.get(name) for name in _AXES),
         )
     except (ShapeError, DTypeError) as error:
         if lenient:
@@ -326,12 +345,43 @@ def _request(
         raise type(error)(f"{weight.name}: {error}") from None
     except DeqInitError as error:
         raise type(error)(f"{weight.name}: {error}") from None
-    note = f"{plan.family.name}, {target.kind.replace('_', ' ')} {target.value:g}"
-    if plan.blocks is not None:
-        note += f", {plan.blocks} blocks along axis {plan.axis}"
+    note = f"{plan.family.name}, {target.kind.replace('_', ' ')} {target.value:g}, {_taken(plan)}"
     if plan.determinant is not None:
         note += f", determinant {plan.determinant}"
     return Request(weight, plan, note + hint)
+
+
+def _says_axes(options: Mapping[str, Any]) -> bool:
+    """Return whether options say which axes are what: blocks along a stated axis do."""
+    named = any(options.get(name) is not None for name in _AXES)
+    return named or isinstance(options.get("blocks"), (tuple, list))
+
+
+def _with_known(options: Mapping[str, Any], weight: Weight) -> dict[str, Any]:
+    """Return the options with what the weight's layer is known to be, unless axes are named."""
+    if any(options.get(name) is not None for name in _AXES):
+        return dict(options)
+    result = dict(options)
+    for name, value in weight.known.items():
+        if result.get(name) is None:
+            result[name] = value
+    blocks, batch = result.get("blocks"), weight.known.get("batch_axes")
+    # Blocks of one slice each, along the axis of a stack, are its slices.
+    if batch is not None and isinstance(blocks, (tuple, list)) and len(blocks) == 2:
+        axes = (batch,) if isinstance(batch, int) else tuple(batch)
+        rank, (count, along) = len(weight.shape), blocks
+        if along in axes or along in [axis - rank for axis in axes]:
+            result["blocks"] = None if weight.shape[along] == count else blocks
+    return result
+
+
+def _taken(plan: plans.Plan) -> str:
+    """Say which matrices an array was taken for."""
+    outputs = plan.rows if plan.view.layout == "out_in" else plan.columns
+    text = f"{outputs} x {plan.fan_in}"
+    if plan.blocks is not None:
+        text = f"{plan.blocks} blocks of {text} along axis {plan.axis}"
+    return f"{plan.view.count} of {text}" if plan.view.batch else text
 
 
 def _reason(weight: Weight, error: DeqInitError) -> str:
@@ -340,4 +390,6 @@ def _reason(weight: Weight, error: DeqInitError) -> str:
         return "not a real floating dtype"
     if len(weight.shape) < 2:
         return "fewer than two axes"
+    if weight.unknown:
+        return f"{weight.unknown}: {_UNKNOWN}"
     return "not a shape that the family or scale is defined for"

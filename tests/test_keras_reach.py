@@ -83,10 +83,10 @@ def test_keras_paths_agree(family, dtype):
 def test_keras_the_comparison_of_paths_sees_mistakes(monkeypatch, mistake):
     right = numpy_primitives.normals
 
-    def wrong(seed, shape, dtype, block=None):
+    def wrong(seed, shape, dtype, index=()):
         if mistake == "transposed normals":
-            return right(seed, shape, dtype, block)[:, :].T.copy()
-        return right(seed, shape, dtype, None)
+            return right(seed, shape, dtype, index)[:, :].T.copy()
+        return right(seed, shape, dtype)
 
     if mistake == "order":
         monkeypatch.setattr(np, "ascontiguousarray", np.asfortranarray)

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from deq_init import axes, scale
 from deq_init import plan as plans
-from deq_init import scale
 from deq_init.jax import placement, primitives
 from deq_init.jax.sampling import sample
 
@@ -29,6 +29,9 @@ def random(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     dtype: Any = None,
 ) -> Initializer:
     """Build an initializer of i.i.d. normal entries with variance gain²/fan_in.
@@ -43,6 +46,12 @@ def random(
     blocks : int or (int, int), optional
         Make the array of so many independent blocks along its last axis (fused QKV:
         ``blocks=3``), or (how many, along which axis). Each block has the scale.
+    batch_axes : int or sequence of int, optional
+        Each slice along these axes is a matrix of its own, as of experts or scanned layers, with
+        the scale and the blocks.
+    in_axes, out_axes : int or sequence of int, optional
+        Axes that form each matrix's inputs and outputs, flattened in the order given; if only one
+        of the two is given, the other is the rest. See :mod:`deq_init.axes`.
     dtype : dtype, optional
         Default dtype of the arrays: float16, bfloat16, float32 or float64; JAX's default float
         dtype if it is not given.
@@ -51,9 +60,9 @@ def random(
     -------
     callable
         ``init(key, shape, dtype=..., out_sharding=None)`` for shapes (..., in, out); axes before
-        the last are flattened to rows. It may be called under ``jit``, ``vmap`` and
-        ``shard_map``; each device computes its own entries of a sharded array at a gain. With a
-        Threefry key the normals are ``jax.random.normal(key, shape)``, and
+        the last are flattened to rows, unless they are named. It may be called under ``jit``,
+        ``vmap`` and ``shard_map``; each device computes its own entries of a sharded array at a
+        gain. With a Threefry key the normals are ``jax.random.normal(key, shape)``, and
         ``jax.random.key(seed)`` gives the same matrix as ``seed`` in every other backend; a key
         of another implementation gives its own normals.
 
@@ -75,7 +84,8 @@ def random(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return initializer("random", target, blocks, None, dtype)
+    named = (batch_axes, in_axes, out_axes)
+    return initializer("random", target, blocks, None, dtype, named)
 
 
 def orthogonal(
@@ -84,6 +94,9 @@ def orthogonal(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     determinant: int | None = None,
     dtype: Any = None,
 ) -> Initializer:
@@ -103,7 +116,8 @@ def orthogonal(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return initializer("orthogonal", target, blocks, determinant, dtype)
+    named = (batch_axes, in_axes, out_axes)
+    return initializer("orthogonal", target, blocks, determinant, dtype, named)
 
 
 def goe(
@@ -112,6 +126,9 @@ def goe(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     dtype: Any = None,
 ) -> Initializer:
     """Build an initializer of GOE matrices: symmetric, variance gain²/n, diagonal 2·gain²/n.
@@ -126,7 +143,8 @@ def goe(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return initializer("goe", target, blocks, None, dtype)
+    named = (batch_axes, in_axes, out_axes)
+    return initializer("goe", target, blocks, None, dtype, named)
 
 
 def antisymmetric(
@@ -135,6 +153,9 @@ def antisymmetric(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     dtype: Any = None,
 ) -> Initializer:
     """Build an initializer of antisymmetric normal matrices: W = -Wᵀ, variance gain²/n.
@@ -149,7 +170,8 @@ def antisymmetric(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return initializer("antisymmetric", target, blocks, None, dtype)
+    named = (batch_axes, in_axes, out_axes)
+    return initializer("antisymmetric", target, blocks, None, dtype, named)
 
 
 def rescale(
@@ -157,6 +179,9 @@ def rescale(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
 ) -> jax.Array:
     """Return the kernel times the one factor that gives it this spectral norm or radius.
 
@@ -166,6 +191,8 @@ def rescale(
         A kernel of one of the four floating dtypes.
     spectral_norm, spectral_radius : float
         The target, one of the two.
+    batch_axes, in_axes, out_axes : int or sequence of int, optional
+        As for :func:`random`; each slice has a factor of its own.
 
     Raises
     ------
@@ -182,16 +209,23 @@ def rescale(
     target = scale.resolve_target(spectral_norm, spectral_radius)
     w = jnp.asarray(w)
     compute = plans.compute_dtype(w.dtype.name)
-    rows, columns = plans.matrix_shape(w.shape, "in_out")
-    scale.require_square(target.kind, rows, columns)
+    view = axes.view(w.shape, "in_out", batch_axes, in_axes, out_axes)
+    scale.require_square(target.kind, *view.matrix)
     if 0 in w.shape:
         return w
-    matrix = w.astype(compute).reshape(rows, columns)
+    stack = w.astype(compute).transpose(view.order)
+    matrices = stack.reshape(view.count, *view.matrix)
+    scaled = jnp.stack([_rescaled(matrix, target) for matrix in matrices])
+    return scaled.reshape(stack.shape).transpose(view.inverse).astype(w.dtype)
+
+
+def _rescaled(matrix: jax.Array, target: scale.Scale) -> jax.Array:
+    """Return one matrix with the norm or radius of the target."""
     measured = scale.measure(primitives.xp, matrix, target.kind)
     factor: Any = target.value / measured
     if not isinstance(measured, jax.core.Tracer):
         factor = scale.factor(target, float(measured))
-    return (matrix * factor).reshape(w.shape).astype(w.dtype)
+    return matrix * factor
 
 
 def initializer(
@@ -200,6 +234,7 @@ def initializer(
     blocks: int | tuple[int, int] | None,
     determinant: int | None = None,
     default_dtype: Any = None,
+    named: tuple[Any, Any, Any] = (None, None, None),
 ) -> Initializer:
     """Return the initializer of a family at a scale: what the factories above return."""
 
@@ -215,7 +250,7 @@ def initializer(
             plans.compute_dtype(dtype)
             raise
         plans.compute_dtype(resolved.name)
-        plan = plans.plan(family, shape, "in_out", target, blocks, determinant)
+        plan = plans.plan(family, shape, "in_out", target, blocks, determinant, *named)
         plan = plan.for_dtype(resolved.name)
         sharding = placement.canonical(out_sharding)
         return sample(plan.with_value(1.0), resolved.name, sharding, key, target.value)

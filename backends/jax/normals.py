@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from deq_init import draws, families
+from deq_init import axes, draws, families
 from deq_init import plan as plans
 
 
@@ -66,15 +66,21 @@ class Entries:
 
     def _coordinates(self) -> tuple[jax.Array, jax.Array]:
         """Return each entry's row and column in the matrix of its block."""
-        plan = self.plan
+        plan, view = self.plan, self.plan.view
         index = [lax.broadcasted_iota(np.uint32, plan.shape, a) for a in range(len(plan.shape))]
+        lengths = list(plan.shape)
         if plan.blocks is not None:
-            index[plan.axis] = index[plan.axis] % np.uint32(plan.block_shape[plan.axis])
-        *leading, columns = index
-        rows = jnp.zeros_like(columns)
-        for i, length in zip(leading, plan.block_shape[:-1], strict=True):
-            rows = rows * np.uint32(length) + i
-        return rows, columns
+            lengths[plan.axis] //= plan.blocks
+            index[plan.axis] = index[plan.axis] % np.uint32(lengths[plan.axis])
+
+        def flat(axes: tuple[int, ...]) -> jax.Array:
+            result = jnp.zeros(plan.shape, np.uint32)
+            for axis in axes:
+                result = result * np.uint32(lengths[axis]) + index[axis]
+            return result
+
+        outputs, inputs = flat(view.outputs), flat(view.inputs)
+        return (outputs, inputs) if view.layout == "out_in" else (inputs, outputs)
 
     def _draw(self, rows: jax.Array, columns: jax.Array) -> jax.Array:
         a, b = draws.threefry2x32(
@@ -83,25 +89,36 @@ class Entries:
         return _normals(a, b, self.dtype)
 
     def _key_words(self) -> tuple[jax.Array, jax.Array]:
-        """Return the two words of the key, or of each entry's block's key along the blocks."""
-        plan = self.plan
-        if plan.blocks is None:
-            data = jax.random.key_data(self.key)
-            return data[0], data[1]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(self.key, np.arange(plan.blocks))
-        data = jnp.repeat(jax.random.key_data(keys), plan.block_shape[plan.axis], axis=0)
-        along = [1] * len(plan.shape)
-        along[plan.axis] = plan.shape[plan.axis]
-        return data[:, 0].reshape(along), data[:, 1].reshape(along)
+        """Return the two words of the key, or of each entry's matrix's key, to broadcast."""
+        plan, view = self.plan, self.plan.view
+        keys = self.key
+        lengths = [1] * len(plan.shape)
+        if view.batch:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(keys, np.arange(view.count))
+            for place, axis in enumerate(view.batch):
+                lengths[place] = plan.shape[axis]
+        if plan.blocks is not None:
+            fold = jax.vmap(jax.random.fold_in, (None, 0))
+            fold = jax.vmap(fold, (0, None)) if view.batch else fold
+            keys = fold(keys, np.arange(plan.blocks))
+        data = jax.random.key_data(keys)
+        if plan.blocks is not None:
+            length = plan.shape[plan.axis]
+            data = jnp.repeat(data, length // plan.blocks, axis=-2)
+            lengths[view.order.index(plan.axis)] = length
+        first, second = (data[..., i].reshape(lengths).transpose(view.inverse) for i in (0, 1))
+        return first, second
 
 
-def field(key: jax.Array, plan: plans.Plan, block: int | None, dtype: str) -> families.Normals:
-    """Return the field of one block, as :meth:`deq_init.plan.Plan.sample` asks for it."""
-    own = key if block is None else jax.random.fold_in(key, block)
+def field(key: jax.Array, plan: plans.Plan, index: plans.Index, dtype: str) -> families.Normals:
+    """Return the field of one matrix, as :meth:`deq_init.plan.Plan.sample` asks for it."""
+    for number in index:
+        key = jax.random.fold_in(key, number)
     shape = (plan.rows, plan.columns)
     if not is_threefry(key):
-        return jax.random.normal(own, shape, dtype)
-    return Entries(own, replace(plan, shape=shape, blocks=None, block_shape=shape), dtype)
+        return jax.random.normal(key, shape, dtype)
+    view = axes.View(shape, (), (1,), (0,), "out_in")
+    return Entries(key, replace(plan, view=view, blocks=None, block_shape=shape), dtype)
 
 
 def is_threefry(key: jax.Array) -> bool:

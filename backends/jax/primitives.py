@@ -23,9 +23,9 @@ class Primitives:
         """Another shape."""
         return x.reshape(shape)
 
-    def transpose(self, x: jax.Array) -> jax.Array:
+    def transpose(self, x: jax.Array, axes: tuple[int, ...] | None = None) -> jax.Array:
         """Transpose."""
-        return x.T
+        return x.transpose(axes)
 
     def tril(self, x: jax.Array) -> jax.Array:
         """Lower triangle."""

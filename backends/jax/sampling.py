@@ -43,12 +43,20 @@ def sample_untraced(
             if plan.entrywise and normals.is_threefry(key):
                 w = scaled.realize(primitives.xp, normals.Entries(key, plan, compute))
             else:
-                w = scaled.sample(
-                    primitives.xp, lambda block: normals.field(key, plan, block, compute)
-                )
+                w = _sample(scaled, key, compute)
         return w.astype(dtype)
 
     return placement.placed(build, sharding)(key, jnp.asarray(value))
+
+
+def _sample(plan: plans.Plan, key: jax.Array, dtype: str) -> jax.Array:
+    """Return the array, compiled once for all the slices of a stack."""
+    if not plan.view.batch or 0 in plan.shape:
+        return plan.sample(primitives.xp, lambda index: normals.field(key, plan, index, dtype))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(plan.view.count))
+    one = plan.slice
+    slices = jax.lax.map(lambda own: _sample(one, own, dtype), keys)
+    return plan.arrange(primitives.xp, slices)
 
 
 sample = jax.jit(sample_untraced, static_argnums=(0, 1, 2))

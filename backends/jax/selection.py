@@ -13,6 +13,7 @@ import numpy as np
 from deq_init import plan as plans
 from deq_init import scale, selection
 from deq_init.errors import ShapeError
+from deq_init.jax import layers
 from deq_init.jax.sampling import sample, sample_untraced
 
 _SPECIAL = {
@@ -61,9 +62,10 @@ def initialize(
     where : str, sequence of str, mapping, callable or None
         Which weights, by their names (``jax.tree_util.keystr(path, simple=True, separator="/")``,
         in Flax NNX without the last ``/value``): shell patterns, a mapping from patterns to
-        options that differ for them, or ``where(name, leaf) -> bool``. None takes every weight
-        that the family can be, other than embeddings, biases, normalization and attention
-        projections of several output axes, which it tells by their names.
+        options that differ for them, or ``where(name, leaf) -> bool``. Their options may also be
+        ``batch_axes``, ``in_axes`` and ``out_axes``. None takes every weight that the family can
+        be, other than embeddings, biases and normalization, which it tells by their names, and
+        weights of more than two axes of which it cannot tell what they are.
     layout : {"in_out", "out_in"}
         Whether layers compute ``z @ kernel`` (Flax, Haiku) or ``weight @ z`` (Equinox).
     verbose : bool, default True
@@ -82,13 +84,21 @@ def initialize(
     SelectionError, FamilyError, ShapeError, ScaleError, DTypeError
         Before anything is drawn, with the weight's name.
 
+    Notes
+    -----
+    A pytree has no layers, other than Equinox's. Of more than two axes it is known what they are
+    if a bias beside them has the leading axes, of a stack (``nn.scan``, ``nn.vmap``, ``nnx.vmap``),
+    or the last ones, of outputs (``DenseGeneral``), and no other reading fits; and by the names of
+    attention's projections and of convolutions. The others are left alone, with a note. What the
+    arrays do not show is not known: a depthwise kernel is taken for one matrix.
+
     Examples
     --------
     >>> params = {"dense": {"kernel": jax.numpy.zeros((8, 8)), "bias": jax.numpy.zeros(8)}}
     >>> params, summary = initialize(params, "goe", 0.4, key=jax.random.key(0))
     weight        shape   dtype    action  note
     dense/bias    (8,)    float32  left    bias
-    dense/kernel  (8, 8)  float32  set     goe, gain 0.4
+    dense/kernel  (8, 8)  float32  set     goe, gain 0.4, 8 x 8
     1 weight set, 1 left alone
     """
     require_layout(layout)
@@ -104,6 +114,11 @@ def initialize(
     leaves = [leaf for _, leaf in paths]
     arrays = [index for index, leaf in enumerate(leaves) if is_array(leaf)]
     weights = weights_of([paths[index] for index in arrays])
+    shapes = {weight.name: weight.shape for weight in weights}
+    for place, (index, weight) in enumerate(zip(arrays, weights, strict=True)):
+        known = layers.axes(params, paths[index][0], weight.name, shapes, layout)
+        known, unknown = ({}, known) if isinstance(known, str) else (known, "")
+        weights[place] = replace(weight, known=known, unknown=unknown)
     result = selection.requests(weights, layout, where, options)
     for index, request in zip(arrays, result, strict=True):
         if request.plan is not None:
@@ -143,16 +158,14 @@ def _weight(path: Any, leaf: Any) -> selection.Weight:
         path = path[:-1]
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     shape = tuple(leaf.shape)
-    return selection.Weight(name, shape, leaf.dtype.name, leaf, _special(name, len(shape)))
+    return selection.Weight(name, shape, leaf.dtype.name, leaf, _special(name))
 
 
-def _special(name: str, rank: int) -> str:
+def _special(name: str) -> str:
     """Return why a weight of this name is left alone by default, or ""."""
     *parents, last = ["", *name.lower().split("/")]
     if "embed" in last or (last == "weight" and "embed" in parents[-1]):
         return "embedding"
-    if parents[-1] in ("query", "key", "value") and rank > 2:
-        return "several output axes"
     return _SPECIAL.get(last, "")
 
 

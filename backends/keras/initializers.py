@@ -26,12 +26,16 @@ class _Sampled(keras.Initializer):
         spectral_radius: float | None = None,
         blocks: int | tuple[int, int] | None = None,
         seed: Any = None,
+        batch_axes: int | Sequence[int] | None = None,
+        in_axes: int | Sequence[int] | None = None,
+        out_axes: int | Sequence[int] | None = None,
     ) -> None:
         self._target = scale.resolve(gain, spectral_norm, spectral_radius)
         self.gain = self._target.value if self._target.kind == "gain" else None
         self.spectral_norm = spectral_norm
         self.spectral_radius = spectral_radius
         self.blocks = blocks
+        self.batch_axes, self.in_axes, self.out_axes = batch_axes, in_axes, out_axes
         self.determinant: int | None = None
         if isinstance(seed, dict):
             seed = keras.saving.deserialize_keras_object(seed)
@@ -51,7 +55,15 @@ class _Sampled(keras.Initializer):
             resolved = dtype
         compute = plans.compute_dtype(resolved)
         plan = plans.plan(
-            self._family, shape, "in_out", self._target, self.blocks, self.determinant
+            self._family,
+            shape,
+            "in_out",
+            self._target,
+            self.blocks,
+            self.determinant,
+            self.batch_axes,
+            self.in_axes,
+            self.out_axes,
         )
         plan = plan.for_dtype(resolved)
         return ops.cast(sampling.sample(plan, self.seed, compute), resolved)
@@ -63,6 +75,9 @@ class _Sampled(keras.Initializer):
             "spectral_norm": self.spectral_norm,
             "spectral_radius": self.spectral_radius,
             "blocks": self.blocks,
+            "batch_axes": self.batch_axes,
+            "in_axes": self.in_axes,
+            "out_axes": self.out_axes,
             "seed": keras.saving.serialize_keras_object(self._given_seed),
         }
 
@@ -83,6 +98,12 @@ class Random(_Sampled):
     blocks : int or (int, int), optional
         Make the kernel of so many independent blocks along its last axis (an LSTM's four gates:
         ``blocks=4``), or (how many, along which axis). Each block has the scale.
+    batch_axes : int or sequence of int, optional
+        Each slice along these axes is a matrix of its own, as of experts or scanned layers, with
+        the scale and the blocks.
+    in_axes, out_axes : int or sequence of int, optional
+        Axes that form each matrix's inputs and outputs, flattened in the order given; if only one
+        of the two is given, the other is the rest. See :mod:`deq_init.axes`.
     seed : int, keras.random.SeedGenerator or None
         An integer in [0, 2**64) gives the same matrix in every backend, at every call. None draws
         an integer once, when the initializer is made. A seed generator gives other matrices at
@@ -148,8 +169,13 @@ class Orthogonal(_Sampled):
         blocks: int | tuple[int, int] | None = None,
         seed: Any = None,
         determinant: int | None = None,
+        batch_axes: int | Sequence[int] | None = None,
+        in_axes: int | Sequence[int] | None = None,
+        out_axes: int | Sequence[int] | None = None,
     ) -> None:
-        super().__init__(gain, spectral_norm, spectral_radius, blocks, seed)
+        super().__init__(
+            gain, spectral_norm, spectral_radius, blocks, seed, batch_axes, in_axes, out_axes
+        )
         self.determinant = determinant
 
     def get_config(self) -> dict[str, Any]:

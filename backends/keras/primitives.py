@@ -19,9 +19,9 @@ class Primitives:
         """Another shape."""
         return ops.reshape(x, shape)
 
-    def transpose(self, x: Any) -> Any:
+    def transpose(self, x: Any, axes: tuple[int, ...] | None = None) -> Any:
         """Transpose."""
-        return ops.transpose(x)
+        return ops.transpose(x, axes)
 
     def tril(self, x: Any) -> Any:
         """Lower triangle."""

@@ -44,11 +44,11 @@ def sample(plan: plans.Plan, seed: Any, dtype: str) -> Any:
 
 
 def _in_numpy(plan: plans.Plan, seed: Any, dtype: str) -> NDArray[Any]:
-    def normals(block: int | None) -> Any:
+    def normals(index: plans.Index) -> Any:
         shape = (plan.rows, plan.columns)
         if isinstance(seed, keras.random.SeedGenerator):
             return np.array(ops.convert_to_numpy(_generated(seed, shape, dtype)))
-        return numpy_primitives.normals(seed, shape, dtype, block)
+        return numpy_primitives.normals(seed, shape, dtype, index)
 
     return np.ascontiguousarray(plan.sample(numpy_primitives.xp, normals))
 
@@ -66,25 +66,25 @@ if keras.backend.backend() == "jax":
         return _in_ops(plan, seed, dtype)
 
     def _in_ops(plan: plans.Plan, seed: Any, dtype: str) -> Any:
-        blocks = (None,) if plan.blocks is None else range(plan.blocks)
-        fields = [_normals(seed, (plan.rows, plan.columns), dtype, block) for block in blocks]
+        size = (plan.rows, plan.columns)
+        fields = {index: _normals(seed, size, dtype, index) for index in plan.indices}
         return _realize(plan.with_value(1.0), fields, plan.scale.value)
 
-    def _normals(seed: Any, shape: tuple[int, int], dtype: str, block: int | None) -> Any:
+    def _normals(seed: Any, shape: tuple[int, int], dtype: str, index: plans.Index) -> Any:
         if isinstance(seed, keras.random.SeedGenerator):
             return _generated(seed, shape, dtype)
         # Raw key data, so that all 64 bits count whether or not jax_enable_x64 is set.
-        data = jax.numpy.array(draws.block_key(draws.key_from_seed(seed), block), jax.numpy.uint32)
+        data = jax.numpy.array(draws.block_key(draws.key_from_seed(seed), index), jax.numpy.uint32)
         key = jax.random.wrap_key_data(data, impl="threefry2x32")
         with jax.threefry_partitionable(True):
             return jax.random.normal(key, shape, dtype)
 
     # Operation by operation, JAX would compile each one anew for every shape.
     @jax.jit(static_argnums=0)
-    def _realize(plan: plans.Plan, fields: list[Any], value: Any) -> Any:
+    def _realize(plan: plans.Plan, fields: dict[plans.Index, Any], value: Any) -> Any:
         """Return the array of these normals, with the scale's value given apart."""
         with jax.default_matmul_precision("highest"):
-            return plan.with_value(value).sample(primitives.xp, lambda block: fields[block or 0])
+            return plan.with_value(value).sample(primitives.xp, fields.__getitem__)
 
 elif keras.backend.backend() == "torch":
     import torch
@@ -101,12 +101,12 @@ elif keras.backend.backend() == "torch":
 
     @torch.no_grad()
     def _on_device(plan: plans.Plan, seed: Any, dtype: str, device: torch.device) -> Any:
-        def normals(block: int | None) -> Any:
+        def normals(index: plans.Index) -> Any:
             shape = (plan.rows, plan.columns)
             if isinstance(seed, keras.random.SeedGenerator):
                 return _generated(seed, shape, dtype)
             key = draws.key_from_seed(seed)
-            return torch_primitives.normals(key, None, shape, dtype, device, block)
+            return torch_primitives.normals(key, None, shape, dtype, device, index)
 
         with torch.autocast(device.type, enabled=False):
             return plan.sample(torch_primitives.Primitives(device), normals).contiguous()
@@ -120,10 +120,10 @@ else:
         return ops.convert_to_tensor(_in_numpy(plan, seed, dtype))
 
     def _in_ops(plan: plans.Plan, seed: Any, dtype: str) -> Any:
-        def normals(block: int | None) -> Any:
+        def normals(index: plans.Index) -> Any:
             shape = (plan.rows, plan.columns)
             if isinstance(seed, keras.random.SeedGenerator):
                 return _generated(seed, shape, dtype)
-            return ops.convert_to_tensor(numpy_primitives.normals(seed, shape, dtype, block)[:, :])
+            return ops.convert_to_tensor(numpy_primitives.normals(seed, shape, dtype, index)[:, :])
 
         return plan.sample(primitives.xp, normals)

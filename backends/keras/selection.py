@@ -11,7 +11,7 @@ from keras import ops
 from deq_init import draws, scale, selection
 from deq_init import plan as plans
 from deq_init.errors import SelectionError
-from deq_init.keras import sampling
+from deq_init.keras import layers, sampling
 
 # Names that Keras's layers give to what is not a matrix from inputs to outputs, whatever its shape:
 # the biases of GRU and of attention heads have two axes, and so may a normalization's scale.
@@ -23,14 +23,6 @@ _SPECIAL = {
     "beta": "normalization",
     "scale": "normalization",
     "alpha": "slopes of an activation",
-    "depthwise_kernel": "depthwise kernel",
-}
-_OTHER_FLATTENING = {
-    keras.layers.DepthwiseConv1D: "depthwise kernel",
-    keras.layers.DepthwiseConv2D: "depthwise kernel",
-    keras.layers.Conv1DTranspose: "transposed convolution",
-    keras.layers.Conv2DTranspose: "transposed convolution",
-    keras.layers.Conv3DTranspose: "transposed convolution",
 }
 
 
@@ -60,11 +52,12 @@ def initialize(
     where : str, sequence of str, mapping or callable, optional
         Which variables, by ``path``: shell patterns such as ``"*/recurrent_kernel"``; a mapping
         from patterns to options that differ for them, ``{"*/qkv/kernel": {"blocks": 3}}``, where
-        the first match counts; or ``where(path, variable) -> bool``. By default every trainable
-        variable that the family can be, other than embeddings, biases, parameters of
-        normalizations, and kernels that are not the matrix which flattening assumes: depthwise
-        ones, transposed convolutions, and projections to several axes at once, as to attention
-        heads.
+        the first match counts; or ``where(path, variable) -> bool``. Their options may also be
+        ``batch_axes``, ``in_axes`` and ``out_axes``. By default every trainable variable that the
+        family can be, other than embeddings, biases, parameters of normalizations, and kernels
+        of more than two axes whose layer is not known. Known are convolutions (each group, and
+        each channel of a depthwise one, a matrix of its own; transposed ones of stride 1 or of
+        the kernel's size), ``EinsumDense`` by its equation, and so ``MultiHeadAttention``.
     seed : int, optional
         In [0, 2**64). A variable's own seed depends on this one and on its path alone. Keras
         numbers layers without a name in the order in which a process makes them, and leaves a
@@ -93,7 +86,7 @@ def initialize(
     >>> model = keras.Sequential(layers, name="cell")
     >>> summary = initialize(model, "goe", spectral_radius=0.9, seed=0)
     weight             shape     dtype    action  note
-    cell/state/kernel  (64, 64)  float32  set     goe, spectral radius 0.9
+    cell/state/kernel  (64, 64)  float32  set     goe, spectral radius 0.9, 64 x 64
     cell/state/bias    (64,)     float32  left    bias
     1 weight set, 1 left alone
     """
@@ -125,14 +118,17 @@ def initialize(
 
 def _weights(model: Any) -> list[selection.Weight]:
     """Return the model's variables, each once, under names of their own."""
-    layers = _layers(model)
-    owners = {id(variable): layer for layer in layers for variable in layer.weights}
+    owners = {id(variable): layer for layer in _layers(model) for variable in layer.weights}
     names = selection.distinct(variable.path for variable in model.weights)
     result = []
     for name, variable in zip(names, model.weights, strict=True):
         shape, dtype = tuple(variable.shape), keras.backend.standardize_dtype(variable.dtype)
-        special = _special(variable, owners[id(variable)])
-        result.append(selection.Weight(name, shape, dtype, variable, special))
+        owner = owners[id(variable)]
+        known = layers.axes(owner, variable.name, shape)
+        known, unknown = ({}, known) if isinstance(known, str) else (known, "")
+        special = _special(variable)
+        weight = selection.Weight(name, shape, dtype, variable, special, "", known, unknown)
+        result.append(weight)
     return result
 
 
@@ -159,7 +155,7 @@ def _layers(model: Any) -> list[Any]:
     return layers
 
 
-def _special(variable: Any, owner: Any) -> str:
+def _special(variable: Any) -> str:
     """Say why a variable is left alone unless it is asked for by name; "" if it is not."""
     if not variable.trainable:
         return "not trainable"
@@ -167,15 +163,4 @@ def _special(variable: Any, owner: Any) -> str:
         return "LoRA"
     if variable.name in _SPECIAL:
         return _SPECIAL[variable.name]
-    if isinstance(owner, keras.layers.EinsumDense) and not _is_matrix(owner.equation):
-        return "several output axes"
-    for kind, reason in _OTHER_FLATTENING.items():
-        if isinstance(owner, kind):
-            return reason
     return ""
-
-
-def _is_matrix(equation: str) -> bool:
-    """Say whether a kernel's last axis is the output and the others are summed over."""
-    _, kernel, output = equation.replace("->", ",").split(",")
-    return [axis in output for axis in kernel] == [False] * (len(kernel) - 1) + [True]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from deq_init import draws, scale
+from deq_init import axes, draws, scale
 from deq_init import plan as plans
 from deq_init.numpy import primitives
 
@@ -21,6 +21,9 @@ def random(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     seed: int | np.random.Generator | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
@@ -29,7 +32,8 @@ def random(
     Parameters
     ----------
     shape : sequence of int
-        (out, in, ...), at least two axes; those after the first are flattened to columns.
+        (out, in, ...), at least two axes; those after the first are flattened to columns, unless
+        they are named.
     gain : float, default 1.0
         Square root of the paper's V.
     spectral_norm, spectral_radius : float, optional
@@ -38,6 +42,12 @@ def random(
     blocks : int or (int, int), optional
         Make the array of so many independent blocks along its first axis (fused QKV:
         ``blocks=3``), or (how many, along which axis). Each block has the scale.
+    batch_axes : int or sequence of int, optional
+        Each slice along these axes is a matrix of its own, as of experts or scanned layers, with
+        the scale and the blocks.
+    in_axes, out_axes : int or sequence of int, optional
+        Axes that form each matrix's inputs and outputs, flattened in the order given; if only one
+        of the two is given, the other is the rest. See :mod:`deq_init.axes`.
     seed : int, numpy.random.Generator or None
         An integer in [0, 2**64) gives the same matrix in every backend; a generator is advanced
         and gives its own normals; None draws fresh entropy. NumPy's global state is not touched.
@@ -65,7 +75,8 @@ def random(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _sample("random", shape, target, blocks, None, seed, dtype)
+    named = (batch_axes, in_axes, out_axes)
+    return _sample("random", shape, target, blocks, None, seed, dtype, named)
 
 
 def orthogonal(
@@ -75,6 +86,9 @@ def orthogonal(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     determinant: int | None = None,
     seed: int | np.random.Generator | None = None,
     dtype: DTypeLike = np.float32,
@@ -95,7 +109,8 @@ def orthogonal(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _sample("orthogonal", shape, target, blocks, determinant, seed, dtype)
+    named = (batch_axes, in_axes, out_axes)
+    return _sample("orthogonal", shape, target, blocks, determinant, seed, dtype, named)
 
 
 def goe(
@@ -105,6 +120,9 @@ def goe(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     seed: int | np.random.Generator | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
@@ -120,7 +138,8 @@ def goe(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _sample("goe", shape, target, blocks, None, seed, dtype)
+    named = (batch_axes, in_axes, out_axes)
+    return _sample("goe", shape, target, blocks, None, seed, dtype, named)
 
 
 def antisymmetric(
@@ -130,6 +149,9 @@ def antisymmetric(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     seed: int | np.random.Generator | None = None,
     dtype: DTypeLike = np.float32,
 ) -> NDArray[Any]:
@@ -145,7 +167,8 @@ def antisymmetric(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return _sample("antisymmetric", shape, target, blocks, None, seed, dtype)
+    named = (batch_axes, in_axes, out_axes)
+    return _sample("antisymmetric", shape, target, blocks, None, seed, dtype, named)
 
 
 def rescale(
@@ -153,6 +176,9 @@ def rescale(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
 ) -> NDArray[Any]:
     """Return the matrix times the one factor that gives it this spectral norm or radius.
 
@@ -162,6 +188,8 @@ def rescale(
         A matrix of one of the four floating dtypes; it is not changed.
     spectral_norm, spectral_radius : float
         The target, one of the two.
+    batch_axes, in_axes, out_axes : int or sequence of int, optional
+        As for :func:`random`; each slice has a factor of its own.
 
     Raises
     ------
@@ -177,15 +205,22 @@ def rescale(
     target = scale.resolve_target(spectral_norm, spectral_radius)
     w = np.asarray(w)
     compute = plans.compute_dtype(w.dtype.name)
-    rows, columns = plans.matrix_shape(w.shape, "out_in")
-    scale.require_square(target.kind, rows, columns)
-    matrix = w.astype(compute).reshape(rows, columns)
+    view = axes.view(w.shape, "out_in", batch_axes, in_axes, out_axes)
+    scale.require_square(target.kind, *view.matrix)
     if 0 in w.shape:
         return w.copy()
+    stack = w.astype(compute).transpose(view.order)
+    matrices = stack.reshape(view.count, *view.matrix)
+    scaled = [_rescaled(matrix, target) for matrix in matrices]
+    return np.stack(scaled).reshape(stack.shape).transpose(view.inverse).astype(w.dtype, order="C")
+
+
+def _rescaled(matrix: NDArray[Any], target: scale.Scale) -> NDArray[Any]:
+    """Return one matrix with the norm or radius of the target."""
     measured = math.nan
     if np.isfinite(matrix).all():
         measured = float(scale.measure(primitives.xp, matrix, target.kind))
-    return (matrix * scale.factor(target, measured)).reshape(w.shape).astype(w.dtype)
+    return matrix * scale.factor(target, measured)
 
 
 def _sample(
@@ -196,12 +231,13 @@ def _sample(
     determinant: int | None,
     seed: int | np.random.Generator | None,
     dtype: DTypeLike,
+    named: tuple[Any, Any, Any],
 ) -> NDArray[Any]:
     resolved = primitives.resolve_dtype(dtype)
-    plan = plans.plan(family, shape, "out_in", target, blocks, determinant)
+    plan = plans.plan(family, shape, "out_in", target, blocks, determinant, *named)
     plan = plan.for_dtype(resolved.name)
     compute = plans.compute_dtype(resolved.name)
     source = seed if isinstance(seed, np.random.Generator) else draws.key_from_seed(seed)
     size = (plan.rows, plan.columns)
-    w = plan.sample(primitives.xp, lambda block: primitives.normals(source, size, compute, block))
-    return w.astype(resolved, copy=False)
+    w = plan.sample(primitives.xp, lambda index: primitives.normals(source, size, compute, index))
+    return w.astype(resolved, order="K" if plan.view.ordered else "C", copy=False)

@@ -101,9 +101,9 @@ class Primitives:
         """The array in another shape."""
         return x.reshape(shape)
 
-    def transpose(self, x: Any) -> Any:
+    def transpose(self, x: Any, axes: tuple[int, ...] | None = None) -> Any:
         """Transpose."""
-        return x.T
+        return x.transpose(axes)
 
     def tril(self, x: Any) -> Any:
         """Lower triangle: only the rows up to the last column's change."""
@@ -303,7 +303,7 @@ class Native:
 
 
 def normals(
-    seed: Any, shape: tuple[int, int], dtype: str, block: int | None = None
+    seed: Any, shape: tuple[int, int], dtype: str, index: tuple[int, ...] = ()
 ) -> Portable | Native:
     """Return standard normals of this shape.
 
@@ -315,10 +315,10 @@ def normals(
         Rows and columns.
     dtype : {"float32", "float64"}
         Dtype.
-    block : int, optional
-        Which block's normals: its index is folded into the key. A generator just goes on.
+    index : tuple of int
+        Which matrix's normals: its numbers are folded into the key. A generator just goes on.
     """
     if isinstance(seed, np.random.Generator):
         return Native(seed, shape, dtype)
     key = seed if isinstance(seed, tuple) else draws.key_from_seed(seed)
-    return Portable(draws.block_key(key, block), shape, dtype)
+    return Portable(draws.block_key(key, index), shape, dtype)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from deq_init import draws, regions, scale
+from deq_init import axes, draws, regions, scale
 from deq_init import plan as plans
 from deq_init.errors import DTypeError, SeedError, WeightError
 from deq_init.torch import primitives
@@ -34,13 +34,14 @@ def fill(
     determinant: int | None,
     seed: int | None,
     generator: torch.Generator | None,
+    named: tuple[Any, Any, Any] = (None, None, None),
 ) -> Tensor:
     """Check a request, fill the tensor and return it: see :func:`deq_init.torch.random_`."""
     require_writable(w)
     plans.compute_dtype(dtype_name(w))
     # Dynamo warns of a cache when it traces one.
     plan_for = plans.uncached_plan if torch.compiler.is_compiling() else plans.plan
-    plan = plan_for(family, tuple(w.shape), "out_in", target, blocks, determinant)
+    plan = plan_for(family, tuple(w.shape), "out_in", target, blocks, determinant, *named)
     key = require_key(seed, generator)
     if not torch.compiler.is_compiling():
         write(plan, w, key, generator)
@@ -56,23 +57,34 @@ def fill(
             plan.axis,
             determinant,
             None if key is None else list(key),
+            *_roles(plan.view, named),
         )
     return w
 
 
 @torch.no_grad()
-def rescale(w: Tensor, target: scale.Scale) -> Tensor:
+def rescale(
+    w: Tensor, target: scale.Scale, named: tuple[Any, Any, Any] = (None, None, None)
+) -> Tensor:
     """Check a request, rescale the tensor and return it: see :func:`deq_init.torch.rescale_`."""
     require_writable(w)
     plans.compute_dtype(dtype_name(w))
-    scale.require_square(target.kind, *plans.matrix_shape(w.shape, "out_in"))
+    view = axes.view(tuple(w.shape), "out_in", *named)
+    scale.require_square(target.kind, *view.matrix)
     if not torch.compiler.is_compiling():
-        multiply(w, target)
+        multiply(w, target, view)
     elif is_sharded(w):
-        _disabled(multiply)(w, target)
+        _disabled(multiply)(w, target, view)
     else:
-        _rescale_compiled(w, target.kind, target.value)
+        _rescale_compiled(w, target.kind, target.value, *_roles(view, named))
     return w
+
+
+def _roles(view: axes.View, named: tuple[Any, Any, Any]) -> tuple[list[int] | None, ...]:
+    """Return batch, input and output axes as a compiled step takes them, None if none are named."""
+    if named == (None, None, None):
+        return None, None, None
+    return list(view.batch), list(view.inputs), list(view.outputs)
 
 
 def write(
@@ -96,8 +108,8 @@ def write(
     plan = plan.for_dtype(dtype_name(w))
     size = (plan.rows, plan.columns)
 
-    def normals(block: int | None) -> Any:
-        return primitives.normals(key, generator, size, compute, own.device, block)
+    def normals(index: plans.Index) -> Any:
+        return primitives.normals(key, generator, size, compute, own.device, index)
 
     def sample() -> Tensor:
         xp = primitives.Primitives(own.device)
@@ -113,21 +125,37 @@ def write(
 
 
 @torch.no_grad()
-def multiply(w: Tensor, target: scale.Scale) -> None:
-    """Rescale a tensor that has been checked."""
+def multiply(w: Tensor, target: scale.Scale, view: axes.View) -> None:
+    """Rescale a tensor that has been checked, each matrix of it by a factor of its own."""
     if w.numel() == 0 or has_no_data(w):
         return
     full = own = w
+    parts: Sequence[regions.Runs] = [[range(length)] for length in w.shape]
     if is_sharded(w):
         from deq_init.torch import sharding
 
-        full, own = sharding.full(w), sharding.local(w)
+        full, own, parts = sharding.full(w), sharding.local(w), sharding.parts(w)
     compute = getattr(torch, plans.compute_dtype(dtype_name(w)))
-    matrix = full.detach().to(compute).reshape(plans.matrix_shape(w.shape, "out_in"))
+    stack = full.detach().to(compute).permute(view.order).reshape(view.count, *view.matrix)
+    factors = [_factor(matrix, target) for matrix in stack]
+    if len(factors) == 1:
+        own.copy_(own.to(compute) * factors[0])
+        return
+    of_slice = torch.tensor(factors, dtype=compute, device=own.device)
+    batch = [view.shape[axis] for axis in view.batch] + [1] * (w.ndim - len(view.batch))
+    of_slice = of_slice.reshape(batch).permute(view.inverse)
+    for axis in view.batch:
+        indices = torch.tensor([i for run in parts[axis] for i in run], dtype=torch.int64)
+        of_slice = of_slice.index_select(axis, indices.to(own.device))
+    own.copy_(own.to(compute) * of_slice)
+
+
+def _factor(matrix: Tensor, target: scale.Scale) -> float:
+    """Return what a matrix must be multiplied by to meet the target."""
     measured = math.nan  # LAPACK does not return on every matrix that is not finite
     if matrix.isfinite().all():
         measured = float(scale.measure(primitives.Primitives(matrix.device), matrix, target.kind))
-    own.copy_(own.to(compute) * scale.factor(target, measured))
+    return scale.factor(target, measured)
 
 
 def _disabled(function: Callable[..., None]) -> Callable[..., None]:
@@ -139,7 +167,8 @@ def _disabled(function: Callable[..., None]) -> Callable[..., None]:
     "deq_init::fill_",
     mutates_args=("w",),
     schema="(Tensor(a0!) w, str family, str kind, float value, SymInt? blocks, SymInt axis, "
-    "SymInt? determinant, SymInt[]? key) -> ()",
+    "SymInt? determinant, SymInt[]? key, SymInt[]? batch_axes, SymInt[]? in_axes, "
+    "SymInt[]? out_axes) -> ()",
 )
 def _fill_compiled(
     w: Tensor,
@@ -150,11 +179,15 @@ def _fill_compiled(
     axis: int,
     determinant: int | None,
     key: list[int] | None,
+    batch_axes: list[int] | None,
+    in_axes: list[int] | None,
+    out_axes: list[int] | None,
 ) -> None:
     """Fill a tensor as one opaque step: traced, the integer arithmetic of the draws explodes."""
     target = scale.Scale(kind, value)
     along = None if blocks is None else (blocks, axis)
-    plan = plans.plan(family, w.shape, "out_in", target, along, determinant)
+    named = (batch_axes, in_axes, out_axes)
+    plan = plans.plan(family, w.shape, "out_in", target, along, determinant, *named)
     with torch.no_grad():
         write(plan, w, None if key is None else (key[0], key[1]), None)
 
@@ -162,11 +195,20 @@ def _fill_compiled(
 @torch.library.custom_op(
     "deq_init::rescale_",
     mutates_args=("w",),
-    schema="(Tensor(a0!) w, str kind, float value) -> ()",
+    schema="(Tensor(a0!) w, str kind, float value, SymInt[]? batch_axes, SymInt[]? in_axes, "
+    "SymInt[]? out_axes) -> ()",
 )
-def _rescale_compiled(w: Tensor, kind: scale.Kind, value: float) -> None:
+def _rescale_compiled(
+    w: Tensor,
+    kind: scale.Kind,
+    value: float,
+    batch_axes: list[int] | None,
+    in_axes: list[int] | None,
+    out_axes: list[int] | None,
+) -> None:
     """Rescale a tensor as one opaque step: whether it can be depends on its entries."""
-    multiply(w, scale.Scale(kind, value))
+    view = axes.view(w.shape, "out_in", batch_axes, in_axes, out_axes)
+    multiply(w, scale.Scale(kind, value), view)
 
 
 def require_key(seed: Any, generator: Any) -> draws.Key | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ def random_(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -25,8 +30,8 @@ def random_(
     ----------
     w : Tensor, shape (out, in, ...)
         float16, bfloat16, float32 or float64, on any device, of any strides; axes after the first
-        are flattened to columns. May be a DTensor. A meta tensor is left alone, as in
-        ``torch.nn.init``.
+        are flattened to columns, unless they are named. May be a DTensor. A meta tensor is left
+        alone, as in ``torch.nn.init``.
     gain : float, default 1.0
         Square root of the paper's V.
     spectral_norm, spectral_radius : float, optional
@@ -35,6 +40,12 @@ def random_(
     blocks : int or (int, int), optional
         Make the tensor of so many independent blocks along its first axis (fused QKV:
         ``blocks=3``), or (how many, along which axis). Each block has the scale.
+    batch_axes : int or sequence of int, optional
+        Each slice along these axes is a matrix of its own, as of experts or scanned layers, with
+        the scale and the blocks.
+    in_axes, out_axes : int or sequence of int, optional
+        Axes that form each matrix's inputs and outputs, flattened in the order given; if only one
+        of the two is given, the other is the rest. See :mod:`deq_init.axes`.
     seed : int, optional
         An integer in [0, 2**64): the same matrix as in every other backend.
     generator : torch.Generator, optional
@@ -70,7 +81,8 @@ def random_(
     *Convolutions.* The weight (out, in/groups, ...) is a matrix of out rows and
     in/groups · receptive field columns. Only ``blocks=groups`` makes the matrix of each group one
     of its own; that of a depthwise kernel has as many columns as the kernel has entries. A
-    transposed convolution's weight (in, out/groups, ...) is not such a matrix.
+    transposed convolution's weight (in, out/groups, ...) needs its axes named: ``out_axes=1`` at
+    stride 1; ``in_axes=0`` if the stride is the kernel's size.
 
     *torch.compile* takes the call as one step, with ``fullgraph`` too, other than for a generator
     or a DTensor.
@@ -82,7 +94,8 @@ def random_(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return filling.fill("random", w, target, blocks, None, seed, generator)
+    named = (batch_axes, in_axes, out_axes)
+    return filling.fill("random", w, target, blocks, None, seed, generator, named)
 
 
 def orthogonal_(
@@ -92,6 +105,9 @@ def orthogonal_(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     determinant: int | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
@@ -112,7 +128,8 @@ def orthogonal_(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return filling.fill("orthogonal", w, target, blocks, determinant, seed, generator)
+    named = (batch_axes, in_axes, out_axes)
+    return filling.fill("orthogonal", w, target, blocks, determinant, seed, generator, named)
 
 
 def goe_(
@@ -122,6 +139,9 @@ def goe_(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -137,7 +157,8 @@ def goe_(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return filling.fill("goe", w, target, blocks, None, seed, generator)
+    named = (batch_axes, in_axes, out_axes)
+    return filling.fill("goe", w, target, blocks, None, seed, generator, named)
 
 
 def antisymmetric_(
@@ -147,6 +168,9 @@ def antisymmetric_(
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -162,7 +186,8 @@ def antisymmetric_(
     True
     """
     target = scale.resolve(gain, spectral_norm, spectral_radius)
-    return filling.fill("antisymmetric", w, target, blocks, None, seed, generator)
+    named = (batch_axes, in_axes, out_axes)
+    return filling.fill("antisymmetric", w, target, blocks, None, seed, generator, named)
 
 
 def rescale_(
@@ -170,6 +195,9 @@ def rescale_(
     *,
     spectral_norm: float | None = None,
     spectral_radius: float | None = None,
+    batch_axes: int | Sequence[int] | None = None,
+    in_axes: int | Sequence[int] | None = None,
+    out_axes: int | Sequence[int] | None = None,
 ) -> Tensor:
     """Multiply the tensor by the one factor that gives it this spectral norm or radius.
 
@@ -179,6 +207,8 @@ def rescale_(
         A weight of one of the four floating dtypes.
     spectral_norm, spectral_radius : float
         The target, one of the two.
+    batch_axes, in_axes, out_axes : int or sequence of int, optional
+        As for :func:`random_`; each slice has a factor of its own.
 
     Returns
     -------
@@ -198,4 +228,4 @@ def rescale_(
             [0.0000, 0.3000]])
     """
     target = scale.resolve_target(spectral_norm, spectral_radius)
-    return filling.rescale(w, target)
+    return filling.rescale(w, target, (batch_axes, in_axes, out_axes))

@@ -18,7 +18,7 @@ from deq_init import plan as plans
 from deq_init import scale, selection
 from deq_init.errors import DeqInitError, SelectionError, ShapeError
 from deq_init.selection import Request, Summary, Weight
-from deq_init.torch import filling
+from deq_init.torch import filling, layers
 
 
 @torch.no_grad()
@@ -51,9 +51,10 @@ def initialize_(
         Which weights: shell patterns that their names in ``module.named_parameters()`` are matched
         against; a mapping from patterns to options that differ for them, e.g.
         ``{"*.in_proj_weight": {"blocks": 3}, "*.weight": {"family": "goe"}}``, where the first
-        match counts; or ``where(name, parameter) -> bool``. By default every weight of two axes or
-        more that the family is defined for, other than embeddings, normalizations, grouped and
-        transposed convolutions.
+        match counts; or ``where(name, parameter) -> bool``. Their options may also be
+        ``batch_axes``, ``in_axes`` and ``out_axes``. By default every weight that the family is
+        defined for, other than embeddings, normalizations, and weights of more than two axes
+        whose layer is not known.
     seed : int, optional
         An integer in [0, 2**64). Every weight has a seed of its own, made of this and its name, so
         that it is the same whatever the other weights are.
@@ -78,12 +79,17 @@ def initialize_(
     assigned through its parametrization if that keeps it. Biases are left alone. Tied weights are
     set once. ``torch.compile``'s prefix ``_orig_mod.`` is left out of the names.
 
+    Known by their layers are the axes of convolutions (each group a matrix of its own; transposed
+    ones of stride 1 or of the kernel's size), ``Bilinear`` (from the outer product of its inputs),
+    ``Conv1D`` of transformers, whose weights are (in, out), and its stacked experts
+    ``gate_up_proj`` and ``down_proj``, a matrix each. The summary has the matrices, out x in.
+
     Examples
     --------
     >>> layer = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3))
     >>> summary = initialize_(layer, "goe", spectral_norm=0.9, where="0.weight", seed=0)
     weight    shape   dtype    action  note
-    0.weight  (8, 8)  float32  set     goe, spectral norm 0.9
+    0.weight  (8, 8)  float32  set     goe, spectral norm 0.9, 8 x 8
     0.bias    (8,)    float32  left    not selected
     1.weight  (8,)    float32  left    not selected
     1.bias    (8,)    float32  left    not selected
@@ -175,9 +181,10 @@ def _targets(module: nn.Module) -> list[_Target]:
             )
         first, reason = specials.get(id(value), (full, ""))
         own = _special(owner, name, value) or (reason and f"the same tensor as {first}")
-        weight = Weight(
-            full, tuple(value.shape), filling.dtype_name(value), value, own, _hint(owner, name)
-        )
+        known = layers.axes(owner, name, value)
+        known, unknown = ({}, known) if isinstance(known, str) else (known, "")
+        dtype, hint = filling.dtype_name(value), _hint(owner, name)
+        weight = Weight(full, tuple(value.shape), dtype, value, own, hint, known, unknown)
         targets.append(_Target(weight, owner, name))
     return targets
 
@@ -199,12 +206,6 @@ def _special(owner: nn.Module, name: str, value: Tensor) -> str:
         return "embedding"
     if re.search(r"norm(\dd)?$", type(owner).__name__, re.IGNORECASE):
         return "normalization"
-    if name == "weight" and value.ndim > 2:
-        if getattr(owner, "transposed", False):
-            return "transposed convolution, (in, out, ...)"
-        groups = getattr(owner, "groups", 1)
-        if groups != 1:
-            return f"grouped convolution: name it, with blocks={groups}"
     # The older weight_norm and spectral_norm, and pruning, compute a weight before each call.
     for hook in owner._forward_pre_hooks.values():
         computed = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)

@@ -62,9 +62,9 @@ class Primitives:
         """The tensor in another shape."""
         return x.reshape(shape)
 
-    def transpose(self, x: Tensor) -> Tensor:
+    def transpose(self, x: Tensor, axes: tuple[int, ...] | None = None) -> Tensor:
         """Transpose."""
-        return x.T
+        return x.T if axes is None else x.permute(axes)
 
     def tril(self, x: Tensor) -> Tensor:
         """Lower triangle: only the rows up to the last column's change."""
@@ -237,7 +237,7 @@ def normals(
     shape: tuple[int, int],
     dtype: str,
     device: torch.device,
-    block: int | None,
+    index: tuple[int, ...],
 ) -> Portable | Native:
     """Return a field of standard normals of this shape.
 
@@ -253,9 +253,9 @@ def normals(
         Dtype.
     device : torch.device
         Where.
-    block : int or None
-        Which block's normals: its index is folded into the key. A generator just goes on.
+    index : tuple of int
+        Which matrix's normals: its numbers are folded into the key. A generator just goes on.
     """
     if key is None:
         return Native(generator, shape, dtype, device)
-    return Portable(draws.block_key(key, block), shape, dtype, device)
+    return Portable(draws.block_key(key, index), shape, dtype, device)
