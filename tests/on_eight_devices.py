@@ -68,6 +68,24 @@ def test_no_collectives_in_a_convolution_kernel(family, blocks):
     np.testing.assert_array_equal(w, init(KEY, shape))
 
 
+@pytest.mark.parametrize("family", ENTRYWISE)
+def test_no_collectives_in_a_stack(family):
+    """Of shape (stack, heads, in, entries), sharded over the stack and the heads."""
+    init = getattr(deq_init.jax, family)(0.9, batch_axes=0, in_axes=2, blocks=2)
+    sharding = NamedSharding(mesh_of(AxisType.Auto), P("x", "y"))
+    w, found, _ = collectives(lambda key: init(key, (8, 8, 64, 16)), sharding)
+    assert found == set()
+    np.testing.assert_array_equal(w, init(KEY, (8, 8, 64, 16)))
+
+
+def test_orthogonal_stacks_are_placed():
+    init = deq_init.jax.orthogonal(0.9, batch_axes=0)
+    sharding = NamedSharding(mesh_of(AxisType.Auto), P("x", "y"))
+    w = jax.jit(lambda key: init(key, (4, 8, 8)), out_shardings=sharding)(KEY)
+    assert w.sharding == sharding
+    np.testing.assert_allclose(w, init(KEY, (4, 8, 8)), atol=1e-6)
+
+
 def test_the_test_would_see_a_transpose():
     def mirrored(key):
         upper = jnp.triu(jax.random.normal(key, (96, 96)))

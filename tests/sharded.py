@@ -102,6 +102,16 @@ def seeds(world):
     for axis in range(4):
         check("random", (3, 4, 2, 3), mesh, [Shard(axis)], blocks=(2, 1))
         check("orthogonal", (3, 4, 2, 3), mesh, [Shard(axis)])
+    for family in FAMILIES:
+        for axis in range(4):
+            for options in TARGETS:
+                options = {**options, "batch_axes": (2, 0), "blocks": 2, "in_axes": 1}
+                check(family, (3, 4, 2, 8), mesh, [Shard(axis)], **options)
+    for axis in range(3):
+        w = distribute_tensor(torch.randn(5, 4, 3), mesh, [Shard(axis)])
+        deq_init.torch.rescale_(w, spectral_norm=0.5, batch_axes=0)
+        norms = torch.linalg.matrix_norm(w.full_tensor(), 2)
+        torch.testing.assert_close(norms, torch.full((5,), 0.5), atol=1e-5, rtol=0)
     for family in FAMILIES:  # fewer rows than ranks: some shards are empty
         check(family, (1, 1), mesh, [Shard(0)])
         check(family, (world - 1, world - 1), mesh, [Shard(1)])

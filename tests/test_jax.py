@@ -285,17 +285,17 @@ def model():
 def test_initialize_sets_what_the_family_can_be_and_leaves_the_rest(capsys):
     params = model()
     new, summary = deq_init.jax.initialize(params, "random", 0.5, key=KEY)
-    assert summary.names == ("cell/recurrent", "qkv/kernel")
+    assert summary.names == ("cell/recurrent", "qkv/kernel", "query/kernel")
     assert capsys.readouterr().out.strip() == str(summary)
     assert isinstance(new["cell"], Cell)
     assert new["qkv"]["kernel"].dtype == jnp.bfloat16
-    for name in ("embed", "query"):
-        assert all((leaf == 1).all() for leaf in jax.tree.leaves(new[name]))
+    assert (new["embed"]["embedding"] == 1).all()
+    assert (new["query"]["bias"] == 1).all()
     assert (new["steps"], new["act"]) == (7, jnp.tanh)
     assert not params["cell"].recurrent.any()
     notes = {entry.name: entry.note for entry in summary.entries}
     assert notes["embed/embedding"] == "embedding"
-    assert notes["query/kernel"] == "several output axes"
+    assert notes["query/kernel"] == "random, gain 0.5, 16 x 16"
     assert notes["query/bias"] == "bias"
     assert notes["key"] == "not a real floating dtype"
 

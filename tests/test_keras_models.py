@@ -98,20 +98,25 @@ def test_keras_initialize_by_default_sets_only_what_is_a_matrix():
     prefix = "everything/"
     assert [name.removeprefix(prefix) for name in summary.names] == [
         "shared/kernel",
+        "attend/query/kernel",
+        "attend/key/kernel",
+        "attend/value/kernel",
         "attend/attention_output/kernel",
         "gru/gru_cell/kernel",
         "gru/gru_cell/recurrent_kernel",
+        "depthwise/depthwise_kernel",
         "depthwise/pointwise_kernel",
+        "up/kernel",
         "twin/kernel",
         "twin/kernel_2",
     ]
     notes = {entry.name.removeprefix(prefix): entry.note for entry in summary.entries}
     assert notes["embed/embeddings"] == "embedding"
     assert notes["frozen/kernel"] == "not trainable"
-    assert notes["attend/query/kernel"] == "several output axes"
+    assert notes["attend/query/kernel"] == "random, gain 1, 8 x 8"
     assert notes["attend/query/bias"] == notes["gru/gru_cell/bias"] == "bias"
-    assert notes["depthwise/depthwise_kernel"] == "depthwise kernel"
-    assert notes["up/kernel"] == "transposed convolution"
+    assert notes["depthwise/depthwise_kernel"] == "random, gain 1, 8 of 1 x 3"
+    assert notes["up/kernel"] == "random, gain 1, 8 x 24"
     for name in before:
         if name.endswith("bias"):
             assert (before[name] == 0).all()

@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).parents[1]
 FRAMEWORKS = ("torch", "jax", "keras", "tensorflow", "matplotlib", "sklearn")
 
 MODULES = [
+    "deq_init.axes",
     "deq_init.draws",
     "deq_init.families",
     "deq_init.plan",

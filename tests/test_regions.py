@@ -37,7 +37,15 @@ def cases(draw):
     kind = draw(st.sampled_from(("gain", "spectral_norm")))
     if n == 1 and family == "antisymmetric":
         kind = "gain"
-    plan = plans.plan(family, shape, "out_in", scale.Scale(kind, 0.7), blocks)
+    named = {}
+    if draw(st.booleans()):
+        shapes = [
+            ((3, n, 2, n), {"batch_axes": (2, 0)}),
+            ((n, 3, n), {"batch_axes": 1, "in_axes": 0}),
+        ]
+        shape, named = draw(st.sampled_from(shapes))
+        blocks = None
+    plan = plans.plan(family, shape, "out_in", scale.Scale(kind, 0.7), blocks, None, **named)
     indices = [
         sorted(draw(st.sets(st.integers(0, length - 1), min_size=1, max_size=length)))
         for length in shape

@@ -38,7 +38,7 @@ def test_by_default_every_weight_that_the_family_can_be():
         "embed.weight": "embedding",
         "block.qkv.weight": "not a shape that the family or scale is defined for",
         "block.qkv.bias": "fewer than two axes",
-        "block.out.weight": "goe, gain 0.4",
+        "block.out.weight": "goe, gain 0.4, 8 x 8",
         "mask": "not a real floating dtype",
     }
 
@@ -128,6 +128,6 @@ def test_summary():
     assert summary.names == ("block.qkv.weight",)
     lines = str(summary).splitlines()
     assert lines[0].split() == ["weight", "shape", "dtype", "action", "note"]
-    assert lines[2].endswith("set     random, gain 0.5, 3 blocks along axis 0")
+    assert lines[2].endswith("set     random, gain 0.5, 3 blocks of 8 x 8 along axis 0")
     assert lines[-1] == "1 weight set, 4 left alone"
     assert json.loads(json.dumps(summary.to_dict()))["entries"][1]["shape"] == [24, 8]

@@ -31,6 +31,8 @@ SET_BY_DEFAULT = {
     "attention.out_proj.weight",
     "lstm.weight_ih_l0",
     "lstm.weight_hh_l0",
+    "grouped.weight",
+    "up.weight",
     "conv.weight",
     "first.weight",
 }
@@ -60,8 +62,8 @@ def test_by_default():
     assert notes["head.weight"] == "the same tensor as embed.weight"
     assert notes["tied.weight"] == "the same tensor as first.weight"
     assert notes["norm.weight"] == "normalization"
-    assert notes["grouped.weight"] == "grouped convolution: name it, with blocks=2"
-    assert notes["up.weight"] == "transposed convolution, (in, out, ...)"
+    assert notes["grouped.weight"] == "orthogonal, gain 1, 2 blocks of 4 x 6 along axis 0"
+    assert notes["up.weight"] == "orthogonal, gain 1, 8 x 12"
     assert "blocks=3" in notes["attention.in_proj_weight"]
     assert "blocks=4" in notes["lstm.weight_hh_l0"]
 

@@ -101,7 +101,7 @@ def _beside_bias(
         return {"batch_axes": tuple(range(len(bias) - 1))} if len(bias) > 1 else {}
     fits = [
         stack
-        for stack in range(min(len(bias), len(shape) - len(bias)))
+        for stack in range(len(bias) if len(bias) < len(shape) else 0)
         if shape[:stack] == bias[:stack] and shape[len(shape) - len(bias) + stack :] == bias[stack:]
     ]
     if len(fits) > 1 and layer in ("query", "key", "value"):

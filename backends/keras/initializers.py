@@ -122,10 +122,12 @@ class Random(_Sampled):
     The matrix is the kernel flattened to (prod(shape[:-1]), shape[-1]), as by
     ``keras.initializers.Orthogonal``. That is the layer's map from inputs to outputs in ``Dense``,
     in convolutions (at one position; ``blocks=groups`` for grouped ones), and in the output
-    projection (heads, dim, out) of attention. It is not in ``MultiHeadAttention``'s other
-    projections (in, heads, dim), whose fan-in it takes for in · heads; in depthwise kernels
-    (height, width, in, multiplier), which are one row for each channel; and in transposed
-    convolutions (height, width, out, in).
+    projection (heads, dim, out) of attention. For other kernels, name their axes: ``in_axes=0`` for
+    ``MultiHeadAttention``'s other projections (in, heads, dim); ``batch_axes=-2, out_axes=-1`` for
+    depthwise kernels (height, width, in, multiplier); ``out_axes=-2`` for transposed convolutions
+    (height, width, out, in) of stride 1, ``in_axes=-1`` if the stride is the kernel's size. A layer
+    with one initializer for kernels of several kinds, as attention, is best set by
+    :func:`initialize`, which knows each.
 
     See Also
     --------
