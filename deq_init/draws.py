@@ -78,13 +78,23 @@ def key_from_seed(seed: Any) -> Key:
         value = operator.index(seed)
     except TypeError:
         value = -1
-    if isinstance(seed, bool) or not 0 <= value < 2**64:
+    if not is_number(seed) or not 0 <= value < 2**64:
         raise SeedError(
             f"expected seed to be an integer in [0, 2**64) or None, received {seed!r}. "
             "Pass a non-negative integer, None for fresh entropy, or a generator of the kind that "
             "the adapter's documentation names."
         )
     return value >> 32, value & _MASK
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value may be one real number: no bool, string, or array with axes."""
+    if isinstance(value, (int, float, str)):
+        return not isinstance(value, (bool, str))
+    kind = str(getattr(value, "dtype", ""))
+    if "bool" in kind or "complex" in kind:
+        return False
+    return tuple(getattr(value, "shape", ())) == ()
 
 
 def fold_in(key: Key, index: int) -> Key:

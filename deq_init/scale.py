@@ -11,9 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from deq_init._protocol import Array, MatrixPrimitives
+from deq_init.draws import is_number
 from deq_init.errors import ScaleError, ShapeError
 
 Kind = Literal["gain", "spectral_norm", "spectral_radius"]
@@ -112,9 +111,9 @@ def require_scale(kind: Kind, value: Any) -> Scale:
     """Return the scale if its value is a finite real number >= 0, else raise ScaleError."""
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         number = math.nan
-    if isinstance(value, (bool, np.bool_, str)) or not 0 <= number < math.inf:
+    if not is_number(value) or not 0 <= number < math.inf:
         raise ScaleError(
             f"expected {kind} to be a finite number >= 0, received {value!r}. Typical values lie "
             "between 0.1 and 2; for one that is computed inside jit, initialize at gain 1 and "
@@ -132,7 +131,7 @@ def require_factor(value: Any) -> float:
         If it is not a finite number.
     """
     try:
-        number = math.nan if isinstance(value, (bool, np.bool_, str)) else float(value)
+        number = float(value) if is_number(value) else math.nan
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):

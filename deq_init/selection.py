@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -23,6 +24,9 @@ Where = str | Sequence[str] | Mapping[str, Mapping[str, Any]] | Callable[[str, A
 _AXES = ("batch_axes", "in_axes", "out_axes")
 _OPTIONS = ("family", *scale.KINDS, "blocks", "determinant", *_AXES)
 _UNKNOWN = "name it in where= with batch_axes=, in_axes= or out_axes="
+
+
+_ADAPTER = re.compile(r"(^|[./])(lora|ia3|vera|hada|lokr|oft|boft)_", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,17 @@ def seed_of(seed: int, name: str) -> int:
     for word in name_words(name):
         key = draws.fold_in(key, word)
     return key[0] << 32 | key[1]
+
+
+def is_adapter(name: str) -> bool:
+    """Return whether a weight's name is that of a low-rank adapter, which starts as it has to.
+
+    Examples
+    --------
+    >>> is_adapter("q_proj.lora_B.default.weight"), is_adapter("flora.weight")
+    (True, False)
+    """
+    return _ADAPTER.search(name) is not None
 
 
 def distinct(names: Iterable[str]) -> list[str]:

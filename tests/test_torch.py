@@ -169,11 +169,30 @@ def test_channels_last(family):
     assert w.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_expanded_tensors_raise_as_in_torch(family):
-    w = torch.full((1, 8), 5.0).expand(8, 8)
-    with pytest.raises(RuntimeError, match="more than one element of the written-to tensor"):
-        init(family)(w, seed=7)
-    assert (w == 5).all()
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_tensors_that_hold_no_entries_of_their_own_are_refused(family):
+    with torch.inference_mode():
+        inference = torch.ones(8, 8)
+    lazy = nn.LazyLinear(8).weight
+    overlapping = [
+        torch.full((1, 8), 5.0).expand(8, 8),
+        torch.zeros(16).as_strided((8, 8), (1, 1)),
+        torch.zeros(64).as_strided((5, 5), (3, 4)),  # 4 * 3 + 0 * 4 = 0 * 3 + 3 * 4
+    ]
+    others = [torch.eye(8).to_sparse(), torch.eye(8).to_mkldnn(), inference, lazy]
+    others += [
+        torch.nested.nested_tensor([torch.ones(2, 2), torch.ones(3, 2)], layout=torch.jagged),
+        torch.quantize_per_tensor(torch.eye(8), 0.1, 0, torch.qint8),
+    ]
+    for w in [*overlapping, *others]:
+        with pytest.raises(errors.WeightError, match="own entries, received"):
+            init(family)(w, seed=7)
+        with pytest.raises(errors.WeightError, match="own entries, received"):
+            deq_init.torch.rescale_(w, spectral_norm=0.5)
+    assert (overlapping[0] == 5).all()
+    assert not overlapping[1].any()
+    separate = torch.zeros(64).as_strided((3, 2), (2, 3))  # 0 2 4 and 3 5 7: no place twice
+    assert torch.equal(deq_init.torch.random_(separate, 0.7, seed=7), sample("random", (3, 2)))
 
 
 def test_leaves_stay_leaves(family):
@@ -192,8 +211,6 @@ def test_inference_tensors(family):
         w = init(family)(torch.zeros(8, 8), 0.7, seed=7)
         assert w.is_inference()
         assert torch.equal(w, sample(family))
-    with pytest.raises(RuntimeError, match="Inplace update to inference tensor outside"):
-        init(family)(w, seed=8)
 
 
 class Labelled(torch.Tensor):
@@ -328,3 +345,17 @@ def test_each_group_of_a_convolution_is_a_matrix(groups, out):
             gram = w @ w.T if len(w) < w.shape[1] else w.T @ w
             assert torch.allclose(gram, 0.49 * torch.eye(len(gram)) * (i == j), atol=1e-5)
     assert not torch.allclose(whole[0, :, 0], whole[1, :, 1])  # and independent
+
+
+@pytest.mark.parametrize("value", [torch.tensor(True), torch.tensor([1]), torch.tensor(1j)])
+def test_tensors_that_are_not_one_real_number_are_no_seed_and_no_gain(value):
+    w = torch.zeros(4, 4)
+    with pytest.raises(errors.SeedError, match="received tensor"):
+        deq_init.torch.goe_(w, seed=value)
+    with pytest.raises(errors.ScaleError, match="received tensor"):
+        deq_init.torch.goe_(w, value)
+    with pytest.raises(errors.SeedError, match=r"torch\.Generator, received 5"):
+        deq_init.torch.goe_(w, generator=5)
+    assert not w.any()
+    seeded = deq_init.torch.goe_(torch.zeros(4, 4), torch.tensor(0.5), seed=torch.tensor(3))
+    assert torch.equal(seeded, deq_init.torch.goe_(w, 0.5, seed=3))

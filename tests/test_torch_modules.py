@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import deq_init.torch
 from deq_init import errors, selection
+from deq_init.torch import filling
 
 
 class Model(nn.Module):
@@ -171,8 +172,104 @@ def test_a_weight_that_cannot_be_set_stops_all():
 
 
 def test_lazy_modules_have_to_be_run_first():
-    with pytest.raises(errors.ShapeError, match=r"received the lazy parameter '0\.weight'"):
-        initialize(nn.Sequential(nn.LazyLinear(4)))
+    with pytest.raises(errors.WeightError, match=r"0\.weight: a lazy parameter") as caught:
+        initialize(nn.Sequential(nn.LazyLinear(4), nn.LazyLinear(4)))
+    assert "1.weight: a lazy parameter" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse:UserWarning")
+@pytest.mark.parametrize("where", [None, "*"])
+def test_weights_that_cannot_be_written_are_all_named_before_any_is_changed(where):
+    model = nn.Module()
+    model.plain = nn.Parameter(torch.eye(8))
+    with torch.inference_mode():
+        model.inference = nn.Parameter(torch.eye(8))
+    broken = {
+        "sparse": torch.eye(8).to_sparse(),
+        "mkldnn": torch.eye(8).to_mkldnn(),
+        "expanded": torch.ones(1, 8).expand(8, 8),
+        "overlapping": torch.zeros(16).as_strided((8, 8), (1, 1)),
+    }
+    for name, value in broken.items():
+        model.register_parameter(name, nn.Parameter(value))
+    whole = torch.eye(8)
+    model.rows, model.columns = nn.Parameter(whole), nn.Parameter(whole.T)
+    quantized = torch.quantize_per_tensor(torch.eye(8), 0.1, 0, torch.qint8)
+    model.quantized = nn.Parameter(quantized, requires_grad=False)
+    with pytest.raises(errors.WeightError, match="none was changed") as caught:
+        initialize(model, where=where)
+    named = [line.split(":")[0].strip() for line in str(caught.value).splitlines()[1:]]
+    expected = {"inference", *broken, "rows", "columns", *(["quantized"] if where else [])}
+    assert set(named) == expected
+    assert torch.equal(model.plain, torch.eye(8))
+    assert torch.equal(whole, torch.eye(8))
+
+
+def test_a_sampler_that_fails_changes_nothing(monkeypatch):
+    sampled, calls = filling.sampled, []
+
+    def failing(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return sampled(*arguments)
+
+    model = Model()
+    before = values(model)
+    monkeypatch.setattr(filling, "sampled", failing)
+    with pytest.raises(KeyboardInterrupt):
+        initialize(model, seed=0)
+    assert unchanged(before, model) == set(before)
+
+
+def test_objects_of_one_memory_are_one_weight():
+    model = nn.Module()
+    buffer = torch.zeros(8, 16)
+    model.left, model.right = nn.Parameter(buffer[:, :8]), nn.Parameter(buffer[:, 8:])
+    model.again = nn.Parameter(model.left.detach())
+    summary = initialize(model, "goe", seed=0)
+    assert summary.names == ("left", "right")
+    assert summary.entries[2].note == "the same tensor as left"
+    assert torch.equal(model.left, model.left.T)
+    # A readout that shares the memory of an embedding, transposed, is left alone with it.
+    model = nn.Sequential(nn.Embedding(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    model[2].weight = nn.Parameter(model[0].weight.detach().T)
+    summary = initialize(model, seed=0)
+    assert summary.names == ("1.weight",)
+    assert summary.entries[3].note == "shares memory with 0.weight"
+
+
+def test_frozen_weights_and_adapters_are_left_alone_unless_they_are_named():
+    model = nn.ModuleDict(
+        {"base": nn.Linear(8, 8), "lora_B": nn.Linear(8, 8), "f": nn.Linear(8, 8)}
+    )
+    model["base"].requires_grad_(False)
+    summary = initialize(model)
+    assert summary.names == ("f.weight",)
+    notes = {entry.name: entry.note for entry in summary.entries}
+    assert (notes["base.weight"], notes["lora_B.weight"]) == ("frozen", "adapter")
+    assert initialize(model, where="*.weight").names == ("base.weight", "lora_B.weight", "f.weight")
+    frozen = parametrizations.weight_norm(nn.Linear(8, 8)).requires_grad_(False)
+    assert initialize(nn.Sequential(nn.Linear(8, 8), frozen)).names == ("0.weight",)
+
+
+def test_values_that_were_never_set_are_reported():
+    model = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 8), nn.LayerNorm(8))
+    with torch.no_grad():
+        model[0].weight[1, 1] = torch.nan
+        model[1].weight.fill_(torch.nan)
+        model[2].weight.zero_()
+    notes = {entry.name: entry.note for entry in initialize(model).entries}
+    assert notes["0.weight"] == "embedding; NOT FINITE: uninitialized, as after to_empty?"
+    assert notes["1.weight"].startswith("orthogonal, gain 1")
+    assert notes["2.weight"] == "normalization; all zeros"
+    assert notes["2.bias"] == "normalization"
+
+
+def test_a_tensor_is_no_module():
+    with pytest.raises(errors.SelectionError, match=r"torch\.nn\.Module, received Tensor"):
+        initialize(torch.eye(4))
 
 
 def test_modules_on_the_meta_device():
@@ -186,20 +283,53 @@ def test_modules_on_the_meta_device():
     assert torch.allclose(model.weight @ model.weight.T, torch.eye(8), atol=1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     ("wrap", "gain"),
-    [(parametrizations.weight_norm, 0.7), (parametrizations.orthogonal, 1.0)],
+    [
+        (parametrizations.weight_norm, 0.7),
+        (parametrizations.orthogonal, 1.0),
+        (parametrizations.spectral_norm, 1.0),
+    ],
 )
-def test_parametrized_weights_are_assigned(wrap, gain):
+def test_parametrized_weights_are_assigned(wrap, gain, training):
     torch.manual_seed(0)
-    layer = wrap(nn.Linear(8, 8, bias=False))
+    layer = wrap(nn.Linear(8, 8, bias=False)).train(training)
     summary = initialize(layer, gain=gain, seed=4)
     assert summary.names == ("weight",)
+    assert layer.training == layer.parametrizations.weight.training == training
     expected = deq_init.torch.orthogonal_(
         torch.empty(8, 8), gain, seed=selection.seed_of(4, "weight")
     )
-    assert torch.allclose(layer.weight, expected, atol=1e-6)
-    assert torch.allclose(layer(torch.eye(8)), expected.T, atol=1e-6)
+    # Evaluation mode first: it reads the parametrization's state, and training mode renews it.
+    for mode in (False, True, False):
+        layer.train(mode)
+        assert torch.allclose(layer.weight, expected, atol=1e-6)
+        assert torch.allclose(layer(torch.eye(8)), expected.T, atol=1e-6)
+
+
+class Remembered(nn.Module):
+    """Scales by the number that it took of the weight in training mode, which is no buffer."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, weight):
+        if self.training:
+            self.norm = torch.linalg.matrix_norm(weight, 2)
+        return weight / self.norm
+
+    def right_inverse(self, weight):
+        return weight
+
+
+def test_the_state_of_any_parametrization_is_renewed():
+    layer = nn.Linear(8, 8, bias=False)
+    parametrize.register_parametrization(layer, "weight", Remembered(torch.tensor(3.0)))
+    layer.eval()
+    initialize(layer, seed=4)
+    assert torch.allclose(layer.weight @ layer.weight.T, torch.eye(8), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -222,15 +352,28 @@ def test_parametrizations_that_would_change_the_weight_are_refused(wrap, gain):
         nn.utils.weight_norm,
         nn.utils.spectral_norm,
         lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+        lambda layer: torchdeq_norm(layer, "weight_norm"),
+        lambda layer: torchdeq_norm(layer, "spectral_norm"),
     ],
 )
-def test_parts_of_weights_that_hooks_compute_are_left_alone(wrap):
+def test_parts_of_weights_that_are_computed_are_left_alone(wrap):
     model = nn.Sequential(nn.Linear(8, 8), wrap(nn.Linear(8, 8)))
     before = values(model)
     summary = initialize(model, seed=0)
     assert summary.names == ("0.weight",)
     assert unchanged(before, model) == set(before) - {"0.weight"}
-    assert any("weight is computed from it by" in entry.note for entry in summary.entries)
+    (part,) = [e.name for e in summary.entries if "computed" in e.note and e.shape == (8, 8)]
+    before = values(model)
+    with pytest.raises(errors.WeightError, match=f"{part}: a part of a weight: weight is computed"):
+        initialize(model, where=["0.weight", part])
+    assert unchanged(before, model) == set(before)
+
+
+def torchdeq_norm(layer, kind):
+    norm = pytest.importorskip("torchdeq.norm")
+    norm.apply_norm(layer, kind)
+    norm.reset_norm(layer)
+    return layer
 
 
 def test_the_summary_is_printed(capsys):

@@ -166,6 +166,8 @@ def _special(name: str) -> str:
     *parents, last = ["", *name.lower().split("/")]
     if "embed" in last or (last == "weight" and "embed" in parents[-1]):
         return "embedding"
+    if selection.is_adapter(name):
+        return "adapter"
     return _SPECIAL.get(last, "")
 
 

@@ -103,13 +103,17 @@ def initialize(
     draws.key_from_seed(seed)
     if seed is None:
         seed = python_random.randint(1, 10**9)
+    values = []
     for request in requests:
         if request.plan is not None:
             name, dtype = request.weight.name, request.weight.dtype
             own = selection.seed_of(seed, name)
             plan = request.plan.for_dtype(dtype)
             value = sampling.sample(plan, own, plans.compute_dtype(dtype))
-            request.weight.value.assign(ops.cast(value, dtype))
+            values.append((request.weight.value, ops.cast(value, dtype)))
+    # All is sampled before anything is assigned.
+    for variable, value in values:
+        variable.assign(value)
     summary = selection.summarize(requests)
     if verbose:
         print(summary)

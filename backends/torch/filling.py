@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from deq_init import axes, draws, regions, scale
 from deq_init import plan as plans
 from deq_init.errors import DTypeError, SeedError, WeightError
-from deq_init.torch import primitives
+from deq_init.torch import memory, primitives
 
 _NAMES = {
     torch.float16: "float16",
@@ -91,8 +91,33 @@ def write(
     plan: plans.Plan, w: Tensor, key: draws.Key | None, generator: torch.Generator | None
 ) -> None:
     """Fill a tensor that has been checked, under ``no_grad``."""
+    store(w, sampled(plan, w, key, generator))
+
+
+def store(w: Tensor, entries: Tensor | None) -> None:
+    """Write what :func:`sampled` gave for this tensor."""
+    if entries is not None:
+        own_entries(w).copy_(entries)
+
+
+def own_entries(w: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor, as memory to write to."""
+    if not is_sharded(w):
+        return w
+    from deq_init.torch import sharding
+
+    return sharding.local(w)
+
+
+def sampled(
+    plan: plans.Plan, w: Tensor, key: draws.Key | None, generator: torch.Generator | None
+) -> Tensor | None:
+    """Return new entries for a tensor that has been checked: of a DTensor, those of this rank.
+
+    They have the tensor's dtype. None stands for nothing to write. The tensor is left as it is.
+    """
     if has_no_data(w):
-        return
+        return None
     parts = None
     own = w
     if is_sharded(w):
@@ -103,7 +128,7 @@ def write(
             key = sharding.agreed_key(w, generator)
         own = sharding.local(w)
         if own.numel() == 0:
-            return
+            return None
     compute = plans.compute_dtype(dtype_name(w))
     plan = plan.for_dtype(dtype_name(w))
     size = (plan.rows, plan.columns)
@@ -119,9 +144,8 @@ def write(
 
     if torch.is_autocast_enabled(own.device.type):
         with torch.autocast(own.device.type, enabled=False):
-            own.copy_(sample())
-    else:
-        own.copy_(sample())
+            return sample().to(own.dtype)
+    return sample().to(own.dtype)
 
 
 @torch.no_grad()
@@ -217,8 +241,14 @@ def require_key(seed: Any, generator: Any) -> draws.Key | None:
     Raises
     ------
     SeedError
-        If there is a generator as well, or the seed is no integer in [0, 2**64).
+        If there is a generator as well, or one that is none, or the seed is no integer in
+        [0, 2**64).
     """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise SeedError(
+            f"expected generator as a torch.Generator, received {generator!r}. "
+            "Pass torch.Generator().manual_seed(...), or an integer as seed=."
+        )
     if seed is None:
         return None
     if generator is not None:
@@ -239,6 +269,8 @@ def require_writable(w: Any) -> None:
         If it is no tensor.
     WeightError
         If it is computed from others, as a parametrized weight is: what is written to it is lost.
+        If it is lazy, sparse, nested, quantized or made under inference mode, or its entries share
+        memory.
     """
     if not isinstance(w, Tensor):
         raise DTypeError(
@@ -247,15 +279,8 @@ def require_writable(w: Any) -> None:
         )
     if torch.compiler.is_compiling():
         return
-    # A view of a parameter has a grad_fn too, and writes to the parameter.
-    root = w._base if w._is_view() and w._base is not None else w
-    if root.grad_fn is not None:
-        raise WeightError(
-            "expected a weight that holds its own entries, received one computed from others "
-            f"(grad_fn={root.grad_fn.name()}), e.g. parametrized: what is written to it is lost. "
-            "Initialize the whole module with deq_init.torch.initialize_, or fill a new tensor "
-            "and assign it: module.weight = random_(torch.empty_like(module.weight))."
-        )
+    if reason := memory.fault(w):
+        raise WeightError(f"expected a dense weight that holds its own entries, received {reason}")
     if is_sharded(w):
         from deq_init.torch import sharding
 

@@ -62,8 +62,12 @@ def random_(
     ShapeError, ScaleError, DTypeError, SeedError
         The tensor is then as it was.
     WeightError
-        For a weight that is computed from others, as a parametrized one is, and for a DTensor that
-        is partial or a copy of shards.
+        For a weight that is computed from others, as a parametrized one is; for a lazy, sparse,
+        nested, quantized or inference tensor, or one whose entries share memory; and for a DTensor
+        that is partial or a copy of shards. A computed weight is told by its ``grad_fn``: one that
+        was read under ``no_grad``, or that a hook of ``torch.nn.utils.spectral_norm`` or torchdeq's
+        ``apply_norm`` keeps as a plain tensor, looks like any other, and what is written to it is
+        lost. :func:`initialize_` recognizes these.
 
     See Also
     --------

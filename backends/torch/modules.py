@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,9 +15,9 @@ from torch.nn.utils import parametrize
 
 from deq_init import plan as plans
 from deq_init import scale, selection
-from deq_init.errors import DeqInitError, SelectionError, ShapeError
+from deq_init.errors import DeqInitError, SelectionError, WeightError
 from deq_init.selection import Request, Summary, Weight
-from deq_init.torch import filling, layers
+from deq_init.torch import computed, filling, layers, memory
 
 
 @torch.no_grad()
@@ -53,8 +52,8 @@ def initialize_(
         ``{"*.in_proj_weight": {"blocks": 3}, "*.weight": {"family": "goe"}}``, where the first
         match counts; or ``where(name, parameter) -> bool``. Their options may also be
         ``batch_axes``, ``in_axes`` and ``out_axes``. By default every weight that the family is
-        defined for, other than embeddings, normalizations, and weights of more than two axes
-        whose layer is not known.
+        defined for, other than embeddings, normalizations, frozen weights (``requires_grad`` is
+        False), low-rank adapters, and weights of more than two axes whose layer is not known.
     seed : int, optional
         An integer in [0, 2**64). Every weight has a seed of its own, made of this and its name, so
         that it is the same whatever the other weights are.
@@ -71,13 +70,28 @@ def initialize_(
     Raises
     ------
     SelectionError, FamilyError, ShapeError, ScaleError, DTypeError, SeedError, WeightError
-        Before any weight is changed.
+        Before any weight is changed. A WeightError names all weights that cannot be written to:
+        lazy, sparse, nested, quantized or inference tensors, tensors whose entries share memory,
+        and parts from which a hook computes a weight.
 
     Notes
     -----
+    *All or nothing.* All matrices are sampled before the first is written, which takes memory for
+    them beside the model's. Whatever fails or is interrupted until then changes nothing. Writing
+    them takes a copy each: a process that is interrupted there has some weights set, each whole.
+
     A parametrized weight (``torch.nn.utils.parametrizations``) is called ``layer.weight``, and is
-    assigned through its parametrization if that keeps it. Biases are left alone. Tied weights are
-    set once. ``torch.compile``'s prefix ``_orig_mod.`` is left out of the names.
+    assigned through its parametrization if that keeps it, in training and in evaluation mode; the
+    parametrization's state, as the vectors of ``spectral_norm``, is brought up to date. Weights
+    that a hook computes from parameters, as ``torch.nn.utils.spectral_norm`` and torchdeq's
+    ``apply_norm`` do, cannot be set: initialize the layer before the hook is added.
+
+    Biases are left alone. Tied weights are set once, also as different parameters of one memory.
+    ``torch.compile``'s prefix ``_orig_mod.`` is left out of the names.
+
+    After ``to_empty``, what is left alone is uninitialized memory, buffers included: call the
+    layers' ``reset_parameters`` first. The summary marks weights that are not finite, and
+    embeddings and normalizations of zeros.
 
     Known by their layers are the axes of convolutions (each group a matrix of its own; transposed
     ones of stride 1 or of the kernel's size), ``Bilinear`` (from the outer product of its inputs),
@@ -98,6 +112,11 @@ def initialize_(
     1 weight set, 5 left alone
     """
     filling.require_key(seed, generator)
+    if not isinstance(module, nn.Module):
+        raise SelectionError(
+            f"expected a torch.nn.Module, received {type(module).__name__}. "
+            "For one tensor, call e.g. deq_init.torch.orthogonal_."
+        )
     targets = _targets(module)
     options = {
         "family": family,
@@ -108,14 +127,30 @@ def initialize_(
         "determinant": determinant,
     }
     weights = [target.weight for target in targets]
-    requests = selection.requests(weights, "out_in", where, options)
-    pairs = list(zip(targets, _set_once(requests), strict=True))
-    pairs = [(target, _checked(target, r, where is None)) for target, r in pairs]
+    if where is not None:  # so that a quantized one is refused together with the others below
+        weights = [replace(w, dtype="float32") if w.value.is_quantized else w for w in weights]
+    requests = [
+        replace(request, weight=target.weight)
+        for target, request in zip(
+            targets, selection.requests(weights, "out_in", where, options), strict=True
+        )
+    ]
+    requests = _set_once(requests, [target.identity for target in targets])
+    _require_settable(targets, requests)
+    pairs = [
+        (target, _checked(target, request, where is None))
+        for target, request in zip(targets, requests, strict=True)
+    ]
+    # All is sampled before anything is written.
+    entries = []
     for target, request in pairs:
         if request.plan is not None:
             own = None if seed is None else selection.seed_of(seed, request.weight.name)
-            target.fill(request.plan, filling.require_key(own, generator), generator)
-    summary = selection.summarize([request for _, request in pairs])
+            key = filling.require_key(own, generator)
+            entries.append((target, target.sampled(request.plan, key, generator)))
+    for target, new in entries:
+        target.write(new)
+    summary = selection.summarize([_observed(target, request) for target, request in pairs])
     if verbose and _is_first():
         print(summary)
     return summary
@@ -123,70 +158,94 @@ def initialize_(
 
 @dataclass(frozen=True)
 class _Target:
-    """A weight, and how to set it: in place, or through its parametrization."""
+    """A weight, and how to set it: in place, or through its parametrization.
+
+    ``identity`` is equal for those that are one tensor, and ``overlaps`` names the others that
+    share some of its memory.
+    """
 
     weight: Weight
-    module: nn.Module
-    name: str
+    parametrization: parametrize.ParametrizationList | None
+    part: str
+    identity: Hashable
+    overlaps: tuple[str, ...]
 
-    @property
-    def parametrization(self) -> parametrize.ParametrizationList | None:
-        if not parametrize.is_parametrized(self.module, self.name):
-            return None
-        return _parametrizations(self.module)[self.name]
-
-    def fill(
-        self,
-        plan: plans.Plan,
-        key: tuple[int, int] | None,
-        generator: torch.Generator | None,
-    ) -> None:
+    def sampled(
+        self, plan: plans.Plan, key: tuple[int, int] | None, generator: torch.Generator | None
+    ) -> Tensor | None:
+        """Return the new entries, or raise: nothing is changed yet."""
         tensor = self.weight.value
         if self.parametrization is None:
-            filling.write(plan, tensor, key, generator)
-            return
+            return filling.sampled(plan, tensor, key, generator)
         new = torch.empty_like(tensor, requires_grad=False)
         filling.write(plan, new, key, generator)
-        setattr(self.module, self.name, new)
+        if refusal := computed.refusal(self.parametrization, new):
+            raise _refused(self.weight.name, refusal)
+        return new
+
+    def write(self, new: Tensor | None) -> None:
+        if self.parametrization is None:
+            filling.store(self.weight.value, new)
+        elif new is not None:
+            computed.assign(self.parametrization, new)
 
 
 def _targets(module: nn.Module) -> list[_Target]:
     """List a module's parameters under every name they have, each parametrized weight as one."""
-    found: list[tuple[str, nn.Module, str, Tensor]] = []
+    found: list[_Found] = []
     for prefix, owner in module.named_modules(remove_duplicate=False):
         path = [part for part in prefix.split(".") if part and part != "_orig_mod"]
         if "parametrizations" in path:
             continue
         _reshard(owner)
         for name, parameter in owner.named_parameters(recurse=False):
-            found.append((".".join([*path, name]), owner, name, parameter))
-        if parametrize.is_parametrized(owner):
-            for name, parametrization in _parametrizations(owner).items():
-                # A copy, since computing a weight may change the buffers that it is computed with.
-                value = copy.deepcopy(parametrization)()
-                found.append((".".join([*path, name]), owner, name, value))
-    names = selection.distinct(full for full, *_ in found)
-    found = [(full, f[1], f[2], f[3]) for full, f in zip(names, found, strict=True)]
+            found.append(_Found(".".join([*path, name]), owner, name, parameter, None))
+        for name, parametrization in computed.parametrizations(owner).items():
+            value = computed.value(parametrization)
+            found.append(_Found(".".join([*path, name]), owner, name, value, parametrization))
+    values = [item.value for item in found]
+    identities = memory.identities(values)
+    names = selection.distinct(item.name for item in found)
+    overlaps: list[list[str]] = [[] for _ in found]
+    reasons = [_special(item) for item in found]
     specials = {
-        id(value): (full, reason)
-        for full, owner, name, value in reversed(found)
-        if (reason := _special(owner, name, value))
+        identity: (name, reason)
+        for identity, name, reason in reversed(list(zip(identities, names, reasons, strict=True)))
+        if reason
     }
+    for first, second in memory.overlapping(values):
+        for a, b in ((first, second), (second, first)):
+            overlaps[a].append(names[b])
+            if identities[b] in specials:
+                reasons[a] = reasons[a] or f"shares memory with {names[b]}"
     targets = []
-    for full, owner, name, value in found:
-        if nn.parameter.is_lazy(value):
-            raise ShapeError(
-                f"expected weights of known shapes, received the lazy parameter {full!r}. "
-                "Run the module once on an example, then initialize it."
-            )
-        first, reason = specials.get(id(value), (full, ""))
-        own = _special(owner, name, value) or (reason and f"the same tensor as {first}")
-        known = layers.axes(owner, name, value)
+    for index, item in enumerate(found):
+        first_name, reason = specials.get(identities[index], ("", ""))
+        own = reasons[index] or (reason and f"the same tensor as {first_name}")
+        shape = () if memory.has_no_shape(item.value) else tuple(item.value.shape)
+        known: Mapping[str, Any] | str = {}
+        if not memory.has_no_shape(item.value):
+            known = layers.axes(item.owner, item.attribute, item.value)
         known, unknown = ({}, known) if isinstance(known, str) else (known, "")
-        dtype, hint = filling.dtype_name(value), _hint(owner, name)
-        weight = Weight(full, tuple(value.shape), dtype, value, own, hint, known, unknown)
-        targets.append(_Target(weight, owner, name))
+        dtype, hint = filling.dtype_name(item.value), _hint(item.owner, item.attribute)
+        weight = Weight(names[index], shape, dtype, item.value, own, hint, known, unknown)
+        part = computed.part_of(item.owner, item.attribute)
+        others = tuple(overlaps[index])
+        targets.append(_Target(weight, item.parametrization, part, identities[index], others))
+    if any(memory.has_no_shape(item.value) for item in found):
+        _raise_faults({target.weight.name: _faults(target, set()) for target in targets})
     return targets
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A parameter or parametrized weight, where it is."""
+
+    name: str
+    owner: nn.Module
+    attribute: str
+    value: Tensor
+    parametrization: parametrize.ParametrizationList | None
 
 
 def _reshard(owner: nn.Module) -> None:
@@ -196,21 +255,20 @@ def _reshard(owner: nn.Module) -> None:
         owner.reshard()
 
 
-def _parametrizations(owner: nn.Module) -> dict[str, parametrize.ParametrizationList]:
-    return dict(cast("nn.ModuleDict", owner.parametrizations).items())  # type: ignore[arg-type]
-
-
-def _special(owner: nn.Module, name: str, value: Tensor) -> str:
-    """Say why a weight is left alone unless it is named, if it is."""
+def _special(item: _Found) -> str:
+    """Return why a weight is left alone unless it is named, or ""."""
+    owner, name, value = item.owner, item.attribute, item.value
     if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding"
     if re.search(r"norm(\dd)?$", type(owner).__name__, re.IGNORECASE):
         return "normalization"
-    # The older weight_norm and spectral_norm, and pruning, compute a weight before each call.
-    for hook in owner._forward_pre_hooks.values():
-        computed = getattr(hook, "name", None) or getattr(hook, "_tensor_name", None)
-        if isinstance(computed, str) and name.startswith(f"{computed}_"):
-            return f"{computed} is computed from it by {type(hook).__name__}"
+    if part := computed.part_of(owner, name):
+        return part
+    if selection.is_adapter(item.name):
+        return "adapter"
+    originals = [value] if item.parametrization is None else item.parametrization.parameters()
+    if value.dtype.is_floating_point and not any(w.requires_grad for w in originals):
+        return "frozen"
     return ""
 
 
@@ -225,25 +283,63 @@ def _hint(owner: nn.Module, name: str) -> str:
     return f"fuses {count} matrices: blocks={count}" if count > 1 else ""
 
 
-def _set_once(requests: Sequence[Request]) -> list[Request]:
+def _set_once(requests: Sequence[Request], identities: Sequence[Hashable]) -> list[Request]:
     """Return the requests with each tensor set under one of its names only."""
-    chosen: dict[int, Request] = {}
-    for request in requests:
+    chosen: dict[Hashable, Request] = {}
+    for request, identity in zip(requests, identities, strict=True):
         if request.plan is None:
             continue
-        first = chosen.setdefault(id(request.weight.value), request)
+        first = chosen.setdefault(identity, request)
         if first.plan != request.plan:
             raise SelectionError(
                 f"expected one request for a tied weight, received two: {first.weight.name} as "
                 f"{first.note}, {request.weight.name} as {request.note}. Name one of them."
             )
     result = []
-    for request in requests:
-        first = chosen.get(id(request.weight.value), request)
+    for request, identity in zip(requests, identities, strict=True):
+        first = chosen.get(identity, request)
         if first is not request:
             request = replace(request, plan=None, note=f"the same tensor as {first.weight.name}")
         result.append(request)
     return result
+
+
+def _require_settable(targets: Sequence[_Target], requests: Sequence[Request]) -> None:
+    """Raise WeightError if there are weights among these that cannot be written to, with all."""
+    chosen = {
+        t.weight.name: t for t, r in zip(targets, requests, strict=True) if r.plan is not None
+    }
+    _raise_faults({name: _faults(target, set(chosen)) for name, target in chosen.items()})
+
+
+def _raise_faults(faults: Mapping[str, str]) -> None:
+    listed = [f"  {name}: {fault}" for name, fault in faults.items() if fault]
+    if listed:
+        raise WeightError(
+            "expected dense weights that hold their own entries, received these that are not (none "
+            "was changed):\n" + "\n".join(listed)
+        )
+
+
+def _faults(target: _Target, chosen: Set[str]) -> str:
+    """Return why a weight cannot be written to, or ""."""
+    value = target.weight.value
+    if target.part:
+        return f"a part of a weight: {target.part}. Undo that, initialize, and apply it again."
+    if target.parametrization is not None:
+        return ""
+    if shared := [name for name in target.overlaps if name in chosen]:
+        return (
+            f"one that shares memory with {', '.join(shared)}, in another order or in part. Name "
+            "one of them, or give each its own memory."
+        )
+    if reason := memory.fault(value):
+        return reason
+    try:
+        filling.require_writable(value)
+    except DeqInitError as error:
+        return str(error).partition("received ")[2] or str(error)
+    return ""
 
 
 def _checked(target: _Target, request: Request, lenient: bool) -> Request:
@@ -254,39 +350,43 @@ def _checked(target: _Target, request: Request, lenient: bool) -> Request:
     if filling.has_no_data(value):
         return replace(request, plan=None, note="on the meta device, nothing to set")
     if target.parametrization is None:
-        try:
-            filling.require_writable(value)
-        except DeqInitError as error:
-            raise type(error)(f"{target.weight.name}: {error}") from None
         return request
-    refusal = _refusal(target.parametrization, plan, value)
+    new = torch.empty_like(value, requires_grad=False)
+    filling.write(plan, new, (0, 0), None)
+    refusal = computed.refusal(target.parametrization, new)
     if not refusal:
         return request
     if lenient:
         return replace(request, plan=None, note=refusal)
-    raise SelectionError(
-        f"expected a parametrization that keeps what it is assigned, received one for "
-        f"{target.weight.name}: {refusal}. Initialize the weight before it is parametrized."
+    raise _refused(target.weight.name, refusal)
+
+
+def _refused(name: str, refusal: str) -> SelectionError:
+    return SelectionError(
+        f"expected a parametrization that keeps what it is assigned, received one for {name}: "
+        f"{refusal}. Initialize the weight before it is parametrized."
     )
 
 
-def _refusal(
-    parametrization: parametrize.ParametrizationList, plan: plans.Plan, value: Tensor
-) -> str:
-    """Say why a parametrized weight does not keep what it is assigned, if so: on a copy."""
-    names = ", ".join(type(part).__name__ for part in parametrization)
-    trial = copy.deepcopy(parametrization)
-    new = torch.empty_like(value, requires_grad=False)
-    filling.write(plan, new, (0, 0), None)
-    try:
-        trial.right_inverse(new)
-        kept = trial()
-    except (NotImplementedError, RuntimeError, ValueError):
-        return f"its parametrization ({names}) takes no assignment"
-    tolerance = 0.05 if value.dtype.itemsize < 4 else 1e-3
-    if (kept - new).abs().max() > tolerance * new.abs().max():
-        return f"its parametrization ({names}) changes what it is assigned"
-    return ""
+def _observed(target: _Target, request: Request) -> Request:
+    """Return the request of a weight that was left alone with what is odd about its values."""
+    value = target.weight.value
+    if request.plan is not None or filling.has_no_data(value) or not value.is_floating_point():
+        return request
+    if memory.fault(value) or not value.numel():
+        return request
+    own = filling.own_entries(value).detach()
+    if not bool(own.isfinite().all()):
+        note = "NOT FINITE: uninitialized, as after to_empty?"
+    elif (
+        request.note in ("embedding", "normalization")
+        and request.weight.name.endswith("weight")
+        and not bool(own.any())
+    ):
+        note = "all zeros"
+    else:
+        return request
+    return replace(request, note=f"{request.note}; {note}")
 
 
 def _is_first() -> bool:

@@ -58,7 +58,7 @@ class Kernels(nn.Module):
 
         Raises
         ------
-        SeedError, ShapeError, ScaleError, FamilyError, DTypeError
+        SeedError, ShapeError, ScaleError, FamilyError, DTypeError, WeightError
             The parameters are then as they were.
         """
         key = filling.require_key(seed, generator)
@@ -71,14 +71,18 @@ class Kernels(nn.Module):
             for name, law in self._laws.items()
         }
         for parameter in parameters.values():
+            filling.require_writable(parameter)
             plans.compute_dtype(filling.dtype_name(parameter))
+        kernels = {}
         for name, parameter in parameters.items():
             if name in asked:
                 own = None if key is None else draws.fold_in(key, self._streams[name])
                 turned = _turned(name, parameter)
-                kernel = torch.empty_like(turned, memory_format=torch.contiguous_format)
-                filling.write(asked[name], kernel, own, generator)
-                turned.copy_(kernel)
+                kernels[name] = torch.empty_like(turned, memory_format=torch.contiguous_format)
+                filling.write(asked[name], kernels[name], own, generator)
+        for name, parameter in parameters.items():
+            if name in kernels:
+                _turned(name, parameter).copy_(kernels[name])
             else:
                 parameter.fill_(constant(name))
 
