@@ -16,6 +16,12 @@ from typing import Any, cast
 from deq_init import __version__, families
 from deq_init.errors import DeqInitError
 
+# Of deq_init.theory, which takes a second to import; a test compares them.
+_ACTIVATIONS = (
+    "linear", "tanh", "relu", "hard_tanh", "gelu", "silu", "mish", "softplus", "sigmoid", "elu",
+    "selu", "leaky_relu", "softsign", "sin",
+)  # fmt: skip
+
 EXIT_CODES = {"stable": 0, "lazy": 3, "critical": 4, "divergent": 5, "unknown": 6}
 """What ``deq-init check`` exits with, for each verdict."""
 
@@ -140,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_experiments(experiments: Any) -> None:
     lengths = experiments.add_parser("lengths", help="length fluctuations of the linear DEQ")
-    lengths.add_argument("--n", type=_number(int, 2), help="size of W")
+    lengths.add_argument("--n", type=_number(int, 7), help="size of W")
     lengths.add_argument("--draws", type=_number(int, 1), help="matrices a family")
     lengths.add_argument("--seed", type=int, dest="first_seed", help="of the first draw")
 
@@ -148,7 +154,7 @@ def _add_experiments(experiments: Any) -> None:
         "jacobian", help="length and Jacobian of the nonlinear DEQ against the gain"
     )
     jacobian.add_argument("--n", type=_number(int, 2), help="size of W")
-    jacobian.add_argument("--activations", nargs="+", choices=["tanh", "relu", "hard_tanh", "gelu"])
+    jacobian.add_argument("--activations", nargs="+", choices=_ACTIVATIONS)
     digits = experiments.add_parser("digits", help="DEQ-FCN on scikit-learn's handwritten digits")
     mnist = experiments.add_parser("mnist", help="DEQ-FCN on MNIST")
     wikitext = experiments.add_parser("wikitext", help="DEQ-transformer on WikiText")

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from deq_init import cli, model
+from deq_init.theory.activations import ACTIVATIONS
 
 
 def test_a_file_in_the_way(tmp_path, capsys):
@@ -103,3 +104,8 @@ def test_an_error_that_is_not_of_standard_output_is_raised(monkeypatch):
     monkeypatch.setattr(cli, "_parser", lambda: SimpleNamespace(parse_args=lambda given: given))
     with pytest.raises(OSError, match="of the program"):
         cli.main(SimpleNamespace(command=fail))
+
+
+def test_activations_of_the_command_line_are_those_of_theory():
+    # "swish" is another name for "silu".
+    assert set(cli._ACTIVATIONS) == set(ACTIVATIONS) - {"swish"}

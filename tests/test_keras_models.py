@@ -9,6 +9,8 @@ import deq_init.keras
 import deq_init.numpy
 from deq_init import errors, selection
 from deq_init.keras import sampling
+from deq_init.keras.activations import ACTIVATIONS
+from deq_init.theory import activations as theory
 
 import reference
 
@@ -51,6 +53,17 @@ def test_keras_initialize_sets_kernels_and_leaves_the_rest(capsys):
     deq_init.keras.initialize(model, "random", verbose=False)
     assert capsys.readouterr().out == ""
     assert (array(model.weights[0]) != after["cell/state/kernel"]).any()
+
+
+def test_keras_activations_are_those_of_theory():
+    """float32, between -30 and 30, to a few units in the last place of |h|."""
+    h = np.linspace(-30, 30, 1201).astype("float32")
+    assert set(ACTIVATIONS) == set(theory.ACTIVATIONS)
+    for name, phi in theory.ACTIVATIONS.items():
+        values = ops.convert_to_numpy(ACTIVATIONS[name](ops.convert_to_tensor(h)))
+        expected = phi.function(h.astype("float64"))
+        assert values.dtype == "float32"
+        np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
 def test_keras_initialize_patterns_mappings_and_predicates():

@@ -1,12 +1,15 @@
-"""The JAX reference model: its fixed point and its gradients."""
+"""The JAX reference model: its fixed point and its gradients. The activations that models name."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import deq_init.jax
+import deq_init.torch.models
 from deq_init.jax import models
+from deq_init.theory.activations import ACTIVATIONS
 
 
 @pytest.fixture
@@ -63,3 +66,29 @@ def test_families_share_all_but_w():
     )
     assert (a["W"] != b["W"]).any()
     assert all((a[name] == b[name]).all() for name in ("U", "R", "b"))
+
+
+def test_named_activations_are_those_of_theory():
+    """Values to rounding and slopes by differentiation, between -30 and 30; both sides of kinks."""
+    h = np.linspace(-30, 30, 1201) + 1e-3
+    for named in (models.ACTIVATIONS, deq_init.torch.models.ACTIVATIONS):
+        assert set(named) == set(ACTIVATIONS)
+    with jax.enable_x64(True):
+
+        @jax.jit
+        def jax_pairs(at):
+            return {
+                name: jax.jvp(f, (at,), (jnp.ones_like(at),))
+                for name, f in models.ACTIVATIONS.items()
+            }
+
+        found = [jax_pairs(jnp.asarray(h)), {}]
+    for name, function in deq_init.torch.models.ACTIVATIONS.items():
+        at = torch.tensor(h, requires_grad=True)
+        values = function(at)
+        (slopes,) = torch.autograd.grad(values.sum(), at)
+        found[1][name] = values.detach().numpy(), slopes.numpy()
+    for name, phi in ACTIVATIONS.items():
+        for value, slope in (pairs[name] for pairs in found):
+            np.testing.assert_allclose(value, phi.function(h), rtol=1e-12, atol=1e-13, err_msg=name)
+            np.testing.assert_allclose(slope, phi.derivative(h), rtol=0, atol=1e-12, err_msg=name)

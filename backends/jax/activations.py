@@ -21,8 +21,21 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": jax.nn.relu,
     "hard_tanh": jax.nn.hard_tanh,
     "gelu": partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "mish": jax.nn.mish,
+    "softplus": jax.nn.softplus,
+    "sigmoid": jax.nn.sigmoid,
+    "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "leaky_relu": jax.nn.leaky_relu,
+    "softsign": jax.nn.soft_sign,
+    "sin": jnp.sin,
 }
-"""The named activations; ``gelu`` is the exact one, with the error function."""
+"""The named activations; ``gelu`` is the exact one, with the error function.
+
+``leaky_relu`` has the slope 0.01 below 0; ``swish`` is ``silu``.
+"""
 
 
 def arrays_of(params: Params) -> dict[str, np.ndarray]:

@@ -79,8 +79,8 @@ class DEQFCN:
     input_gain : float
         Entries of U are normal with variance input_gain² / inputs.
     activation : str or callable
-        φ: "linear", "tanh", "relu", "hard_tanh", "gelu" (with the error function), or any function
-        of arrays, entry by entry.
+        φ: a name out of :data:`ACTIVATIONS`, e.g. "tanh", "relu", "gelu" (with the error function),
+        "silu", or any function of arrays, entry by entry.
     form : {"out", "in"}
         φ(z W) + x U + c, or φ(z W + x U + c).
     bias : bool

@@ -39,8 +39,8 @@ class DEQTransformer:
     causal : bool
         Whether a token sees only itself and those before it.
     activation : str or callable
-        φ of the feed-forward layer: "relu", "gelu", "tanh", "linear", "hard_tanh" or any function
-        of arrays, entry by entry.
+        φ of the feed-forward layer: a name out of :data:`~deq_init.jax.models.ACTIVATIONS`, e.g.
+        "relu", "gelu", "silu", or any function of arrays, entry by entry.
     input_gain : float
         Entries of ``inject`` are normal with variance input_gain² / d.
     method, rtol, max_steps

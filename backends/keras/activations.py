@@ -27,4 +27,14 @@ else:
         "relu": ops.relu,
         "hard_tanh": ops.hard_tanh,
         "gelu": _gelu,
+        "silu": ops.silu,
+        "swish": ops.silu,
+        "mish": lambda h: h * ops.tanh(ops.softplus(h)),
+        "softplus": ops.softplus,
+        "sigmoid": ops.sigmoid,
+        "elu": ops.elu,
+        "selu": ops.selu,
+        "leaky_relu": lambda h: ops.maximum(h, 0.01 * h),  # Keras's has the slope 0.2
+        "softsign": lambda h: h / (1 + ops.abs(h)),
+        "sin": ops.sin,
     }

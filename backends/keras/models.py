@@ -38,9 +38,9 @@ class DEQFCN(Equilibrium):
     input_gain : float
         Entries of U are normal with variance input_gain² / inputs.
     activation : str or callable
-        φ: "linear", "tanh", "relu", "hard_tanh", "gelu" (with the error function), or any function
-        of tensors, entry by entry; a layer is trained with the rest. To be saved, it has to be
-        serialisable by Keras.
+        φ: a name out of :data:`ACTIVATIONS`, e.g. "tanh", "relu", "gelu" (with the error function),
+        "silu", or any function of tensors, entry by entry; a layer is trained with the rest. To be
+        saved, it has to be serialisable by Keras.
     form : {"out", "in"}
         φ(z W) + x U + c, or φ(z W + x U + c).
     bias : bool

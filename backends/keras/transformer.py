@@ -47,9 +47,9 @@ class DEQTransformer(Equilibrium):
     causal : bool
         Whether a token sees only itself and those before it.
     activation : str or callable
-        φ of the feed-forward layer: "relu", "gelu", "tanh", "linear", "hard_tanh" or any function
-        of tensors, entry by entry; a layer is trained with the rest. To be saved, it has to be
-        serialisable by Keras.
+        φ of the feed-forward layer: a name out of :data:`~deq_init.keras.models.ACTIVATIONS`, e.g.
+        "relu", "gelu", "silu", or any function of tensors, entry by entry; a layer is trained with
+        the rest. To be saved, it has to be serialisable by Keras.
     input_gain : float
         Entries of ``inject`` are normal with variance input_gain² / d.
     method, rtol, max_steps

@@ -37,8 +37,8 @@ class DEQFCN(Kernels):
     input_gain : float
         Entries of U are normal with variance input_gain² / inputs.
     activation : str or callable
-        φ: "linear", "tanh", "relu", "hard_tanh", "gelu" (with the error function), or any function
-        of tensors, entry by entry.
+        φ: a name out of :data:`ACTIVATIONS`, e.g. "tanh", "relu", "gelu" (with the error function),
+        "silu", or any function of tensors, entry by entry.
     form : {"out", "in"}
         φ(W z) + U x + c, or φ(W z + U x + c).
     bias : bool

@@ -45,8 +45,8 @@ class DEQTransformer(Kernels):
     causal : bool
         Whether a token sees only itself and those before it.
     activation : str or callable
-        φ of the feed-forward layer: "relu", "gelu", "tanh", "linear", "hard_tanh" or any function
-        of tensors, entry by entry.
+        φ of the feed-forward layer: a name out of :data:`~deq_init.torch.models.ACTIVATIONS`, e.g.
+        "relu", "gelu", "silu", or any function of tensors, entry by entry.
     method, rtol, max_steps
         Of the solver, forward and adjoint alike, as for :func:`deq_init.torch.fixed_point`. A
         looped transformer of N loops has ``method="plain", max_steps=N + 1,

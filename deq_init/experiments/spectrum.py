@@ -22,6 +22,7 @@ from deq_init import families, scale, theory
 from deq_init.draws import key_from_seed
 from deq_init.errors import OutputError, ScaleError, ShapeError, require
 from deq_init.experiments import report
+from deq_init.theory.arguments import by_family
 
 Vector = NDArray[np.float64]
 
@@ -29,6 +30,10 @@ _ROOM = 1.1  # of the axes, relative to theory's edge: a finite matrix exceeds i
 _BINS = 11  # odd, so that one is centred on 0; singular values end between two of them
 _ROWS = 19  # of the plane in text
 _WIDTHS = (48, 100)  # columns of text, at least and at most
+
+
+# Limits of the spectral norm at gain 1.
+_NORM_EDGES = {"random": 2.0, "orthogonal": 1.0, "goe": 2.0, "antisymmetric": 2.0}
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class Spectrum:
     @property
     def norm_edge(self) -> float:
         """Limit of the spectral norm."""
-        return self.gain * (1 if families.get(self.family).isometric else 2)
+        return self.gain * by_family(_NORM_EDGES, self.family)
 
     @property
     def expected_frobenius_norm(self) -> float:

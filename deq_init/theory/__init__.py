@@ -23,10 +23,10 @@ from deq_init.theory.jacobians import (
 from deq_init.theory.linear import (
     input_gradient_mean,
     length_mean,
-    length_quantile,
     orthogonal_length_variance,
 )
 from deq_init.theory.nonlinear import MeanField, mean_field
+from deq_init.theory.quantiles import length_quantile
 from deq_init.theory.spectra import eigenvalue_density, singular_value_density
 
 __all__ = [

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from deq_init import families
-from deq_init.errors import FamilyError
 from deq_init.theory.activations import ACTIVATIONS, Activation, Function, resolve
-from deq_init.theory.linear import linear_relative_variance
+from deq_init.theory.arguments import by_family, require_size
+from deq_init.theory.linear import SMALLEST, linear_relative_variance
 from deq_init.theory.nonlinear import existing_law, mean_field
+
+_ISOMETRY = {"random": 0.0, "orthogonal": -2.0}
 
 
 def length_relative_variance(
@@ -43,7 +44,8 @@ def length_relative_variance(
     gain : float
         Below the edge.
     n : int
-        Size of W.
+        Size of W, at least 8. Below some 50 the terms left out are not small: for the linear DEQ
+        and orthogonal W of gain 0.95, :func:`orthogonal_length_variance` is exact.
     activation : str, Activation or callable, default "linear"
         As in :func:`mean_field`.
     input_variance : float
@@ -72,11 +74,8 @@ def length_relative_variance(
     phi = resolve(activation)
     if phi is ACTIVATIONS["linear"]:
         return linear_relative_variance(family, gain, n)
-    if families.get(family).symmetry != 0:
-        raise FamilyError(
-            f"expected the random or orthogonal family, received {family!r}. For the others the "
-            "variance is known for activation='linear' only."
-        )
+    n = require_size(n, SMALLEST)
+    correction = by_family(_ISOMETRY, family, "variance for activations other than 'linear'")
     found = mean_field(family, gain, phi, input_variance=input_variance)
     law = existing_law(found)
     q, square = found.length, law.value**2
@@ -86,6 +85,5 @@ def length_relative_variance(
     if found.preactivation_variance > 0:
         g2 = law.h**2 / found.preactivation_variance
         derivative = law.mean((g2 - 1) * square) / (2 * q)
-    if families.get(family).isometric:
-        variance -= 2 * (q * derivative) ** 2
+    variance += correction * (q * derivative) ** 2
     return variance / (n * (q * (1 - derivative)) ** 2)

@@ -14,11 +14,22 @@ from deq_init import families
 from deq_init.errors import ScaleError
 from deq_init.theory import activations
 from deq_init.theory.activations import Activation, Function
-from deq_init.theory.nonlinear import Form, existing_law, last_gain, mean_field, require_positive
+from deq_init.theory.arguments import by_family, require_positive, require_size
+from deq_init.theory.linear import SMALLEST
+from deq_init.theory.nonlinear import (
+    REACTION,
+    Form,
+    MeanField,
+    existing_law,
+    last_gain,
+    mean_field,
+)
+from deq_init.theory.preactivation import norm_factor_at
 
 _LARGEST_GAIN = 1e4  # times the sup of |φ'|
-# Of the linear DEQ, from Tracy-Widom means; of others, fitted to simulations.
-_FINITE_N = {"random": (0.38, 0.55), "goe": (0.30, 0.55), "antisymmetric": (0.89, 0.8)}
+# By how much the norm of W lies below its edge at size n, times n^(2/3), from Tracy-Widom means;
+# None for orthogonal W, whose norm is its gain.
+_BIAS = {"random": 0.38, "orthogonal": None, "goe": 0.30, "antisymmetric": 0.89}
 
 
 def jacobian_norm(
@@ -41,10 +52,13 @@ def jacobian_norm(
     family, gain, activation, form, input_variance
         As in :func:`mean_field`.
     n : int, optional
-        Size of W. With it, the norm is multiplied by :math:`1 - a n^{-2/3}`, since its mean lies
-        below the limit (orthogonal: a = 0). For the linear DEQ a is 0.38 (random), 0.30 (GOE) and
-        0.89 (antisymmetric); for others 0.55, 0.55 and 0.8, fitted to simulations: good to about
-        1 % of the norm at n = 128.
+        Size of W, at least 8. With it, the mean of the norm over W and x is returned, for that many
+        preactivations: within :math:`n^{-2/3}`, relatively, plus the standard error of a mean.
+        Without it, the limit of large n. **Where the steepest slope lies in the tail** of h (gelu,
+        silu, mish, softplus and selu at small input variances) the limit is out of reach: n must be
+        large against :math:`\exp(h_0^2 / (2 \mathrm{Var}\,h))`, with the slope extreme at
+        :math:`h_0`. Pass n there: at input variance 0.01 the limit for gelu exceeds what n = 500
+        has by 20 to 40 %.
 
     Returns
     -------
@@ -66,9 +80,9 @@ def jacobian_norm(
     >>> round(jacobian_norm("random", 0.5887, "tanh"), 3)
     1.0
     """
+    n = None if n is None else require_size(n, SMALLEST)
     found = mean_field(family, gain, activation, form=form, input_variance=input_variance)
-    existing_law(found)
-    return found.jacobian_norm * _finite_n(found.family, found.activation, n)
+    return _norm_at(found, n)
 
 
 def jacobian_spectral_radius(
@@ -146,7 +160,9 @@ def critical_gain(
 ) -> float:
     """Return the least gain at which the fixed point is not stable, or does not exist.
 
-    Below it, plain iteration z ← f(z) converges to the mean-field fixed point from nearby.
+    Below it, plain iteration z ← f(z) converges to the mean-field fixed point from nearby, in the
+    limit of large n. At finite n some draws lose theirs before: stay 20 % below it
+    (``docs/theory.md``, section B.2, has shares).
 
     Parameters
     ----------
@@ -174,7 +190,7 @@ def critical_gain(
     if phi.steepest == 0:
         return math.inf
     largest = _LARGEST_GAIN / phi.steepest
-    if families.get(family).symmetry == 1:
+    if by_family(REACTION, family) == 1:
         end = last_gain(family, phi, form, input_variance, largest)
         return end if end < largest else math.inf
 
@@ -210,8 +226,9 @@ def gain_for(
     jacobian_norm, spectral_radius : float
         One of them, positive: the target for J.
     n : int, optional
-        Size of W. With it, the norm is that of :func:`jacobian_norm` at this size; the radius is
-        the limit's always.
+        Size of W, at least 8. With it, the norm is that of :func:`jacobian_norm` at this size: give
+        it where you can, and always for gelu, silu, mish, softplus and selu, whose limit may not be
+        reached at any size in use. The radius is the limit's always.
 
     Returns
     -------
@@ -243,12 +260,15 @@ def gain_for(
             f"expected an activation that is not constant, received {phi.name}: its Jacobian is 0. "
             "Choose another activation."
         )
-    if name == "jacobian_norm":
-        target /= _finite_n(family, phi, n)
+    n = None if n is None else require_size(n, SMALLEST)
 
     def excess(gain: float) -> float:
         found = mean_field(family, gain, phi, form=form, input_variance=input_variance)
-        return float(getattr(found, name)) - target if found.stable else math.nan
+        if not found.stable:
+            return math.nan
+        if name == "jacobian_norm":
+            return _norm_at(found, n) - target
+        return found.jacobian_spectral_radius - target
 
     # The norm, and so the radius, is at most 2 V^1/2 sup |φ'|.
     low = high = target / (2 * phi.steepest)
@@ -269,15 +289,14 @@ def gain_for(
     return float(brentq(excess, low, high, rtol=1e-12)) if at_high > 0 else high
 
 
-def _finite_n(family: str, phi: Activation, n: int | None) -> float:
-    """Return the mean norm of J at size n, divided by its limit."""
-    if n is None or families.get(family).isometric:
-        return 1.0
-    if isinstance(n, bool) or not isinstance(n, int) or n < 8:
-        raise ScaleError(
-            f"expected an integer n >= 8, received {n!r}. Leave it out for the limit of large n."
-        )
-    return 1 - _FINITE_N[family][phi.slopes[0] != phi.slopes[1]] * n ** (-2 / 3)
+def _norm_at(found: MeanField, n: int | None) -> float:
+    """Return the mean norm of J at size n, or its limit."""
+    law = existing_law(found)
+    if n is None:
+        return found.jacobian_norm
+    bias = by_family(_BIAS, found.family)
+    factor = norm_factor_at(law, n, isometric=bias is None)
+    return found.gain * factor * (1 - (bias or 0.0) * n ** (-2 / 3))
 
 
 def _target(jacobian_norm: float | None, spectral_radius: float | None) -> tuple[str, float]:

@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
 from scipy.special import hyp2f1
-from scipy.stats import chi2, norm
 
-from deq_init import families
 from deq_init import scale as scales
 from deq_init.errors import ScaleError
+from deq_init.theory.arguments import by_family, require_size
 
-_GRID = 4000
+SMALLEST = 8
+"""The least n for expansions in 1/n; their error is of order 1/n², small from n = 50 or so."""
 
 
 def length_mean(family: str, gain: float, n: int | None = None) -> float:
@@ -38,18 +35,21 @@ def length_mean(family: str, gain: float, n: int | None = None) -> float:
         Below the radius edge: gain < 1, for GOE gain < 1/2. Antisymmetric: any gain, since I - W is
         never singular; plain iteration converges below 1/2.
     n : int, optional
-        Size of W. With it, the 1/n correction is added (for orthogonal the result is then exact);
-        without it, the limit of large n is returned.
+        Size of W, at least 8. With it, the 1/n correction is added; what is left out is of order
+        1/n², so use it from n = 50 or so. For orthogonal the result is exact at any n >= 1. Without
+        n, the limit of large n is returned.
 
     Raises
     ------
     FamilyError, ScaleError
-        For an unknown family, or a gain outside the range.
+        For an unknown family, a gain outside the range, or an n that is no such integer.
 
     Notes
     -----
-    For random and GOE the mean at finite n is infinite, by an event of exponentially small
-    probability below the edge; the value is the mean without it. Sections A.2, A.4 and A.5.
+    For random and GOE the mean at finite n is infinite, since q is proportional to the inverse
+    square of a number whose density at 0 is not 0. Below the edge that density falls exponentially
+    in n, and the value is the mean without it. Near the edge, and at small n, compare medians:
+    :func:`length_quantile`. Sections A.2 to A.5.
 
     Examples
     --------
@@ -58,18 +58,12 @@ def length_mean(family: str, gain: float, n: int | None = None) -> float:
     >>> round(length_mean("orthogonal", 0.5, n=200), 5)
     1.33778
     """
-    v = _squared_gain(family, gain)
+    v = squared_gain(family, gain)
     mean = _moments(family, v)[0]
     if n is None:
         return mean
-    if family == "random":
-        return mean * (1 + 2 * v / (n * (1 - v) ** 2))
-    if family == "orthogonal":
-        return mean * (1 + 2 * v / (n * (1 - v)))
-    if family == "antisymmetric":
-        return mean + (1 - (1 + 4 * v) ** -0.5) / (2 * n)
-    epsilon = 1 - 4 * v
-    return mean + ((1 + 4 * v) / (2 * epsilon**2) - epsilon**-1.5 / 2) / n
+    least, correction = by_family(_MEAN_CORRECTIONS, family)
+    return mean + correction(v) / require_size(n, least)
 
 
 def input_gradient_mean(family: str, gain: float, n: int | None = None) -> float:
@@ -84,7 +78,7 @@ def input_gradient_mean(family: str, gain: float, n: int | None = None) -> float
     family, gain
         As in :func:`length_mean`.
     n : int, optional
-        Size of W. With it, the 1/n correction is added; none is known for random.
+        As in :func:`length_mean`: with it, the 1/n correction is added; none is known for random.
 
     Raises
     ------
@@ -100,30 +94,23 @@ def input_gradient_mean(family: str, gain: float, n: int | None = None) -> float
     >>> round(input_gradient_mean("goe", 0.25), 4)
     2.0528
     """
-    v = _squared_gain(family, gain)
+    v = squared_gain(family, gain)
     mean = _moments(family, v)[1]
     if n is None:
         return mean
-    if family == "random":
+    if family not in _GRADIENT_CORRECTIONS:
         raise ScaleError(
-            f"expected no n for the random family, received n={n!r}. Its 1/n correction is not "
+            f"expected no n for the {family} family, received n={n!r}. Its 1/n correction is not "
             "known here: leave out n for the limit."
         )
-    if family == "orthogonal":
-        r = math.sqrt(v)
-        return mean + (((1 - r) ** -4 + (1 + r) ** -4) / 2 - mean) / n
-    if family == "antisymmetric":
-        u = 1 + 4 * v
-        return mean + (1 - (1 + u) / 2 * u**-1.5) / (2 * n)
-    s, u = 2 * math.sqrt(v), 1 - 4 * v
-    ends = ((1 - s) ** -4 + (1 + s) ** -4) / 4
-    return mean + (ends - (5 * u**-3.5 - 3 * u**-2.5) / 4) / n
+    least, correction = _GRADIENT_CORRECTIONS[family]
+    return mean + correction(v) / require_size(n, least)
 
 
 def linear_relative_variance(family: str, gain: float, n: int) -> float:
     """Return Var(q) / E(q)² of the linear DEQ: see :func:`length_relative_variance`."""
-    m2, m4 = _moments(family, _squared_gain(family, gain))
-    return 2 / (n + 2) * (m4 / m2**2 - 1)
+    m2, m4 = _moments(family, squared_gain(family, gain))
+    return 2 / (require_size(n, SMALLEST) + 2) * (m4 / m2**2 - 1)
 
 
 def orthogonal_length_variance(gain: float, n: int) -> float:
@@ -137,105 +124,90 @@ def orthogonal_length_variance(gain: float, n: int) -> float:
     >>> round(200 * orthogonal_length_variance(0.5, 200), 5)
     1.33539
     """
-    v = _squared_gain("orthogonal", gain)
-    half = n / 2
+    v = squared_gain("orthogonal", gain)
+    half = require_size(n) / 2
     f = [(1 - v) ** (-2 * j - 1) * float(hyp2f1(-j, half - j - 1, half, v)) for j in range(3)]
     first, second = ((f[j] + (1 - v) * f[j + 1]) / 2 for j in range(2))
     return second / first**2 - 1
 
 
-def length_quantile(family: str, gain: float, n: int, p: ArrayLike) -> NDArray[np.float64]:
-    r"""Return quantiles of the exact finite-n law of the length q.
-
-    Random, up to an event of exponentially small probability (section A.3):
-    :math:`q = (\sqrt{1-w} + \sqrt{V/n}\,\eta)^{-2}` with :math:`w \sim \frac Vn \chi^2_{n-1}` and
-    :math:`\eta \sim N(0, 1)`. Orthogonal (section A.4): :math:`q = 1/(1 - 2rt + r^2)` with
-    :math:`r = \sqrt V` and density
-    :math:`\propto (1-t^2)^{(n-3)/2} (1-rt) (1-2rt+r^2)^{-n/2}` on [-1, 1].
-
-    Parameters
-    ----------
-    family : {"random", "orthogonal"}
-        For GOE no exact law is known.
-    gain : float
-        Below 1.
-    n : int
-        Size of W, at least 3.
-    p : array_like
-        Probabilities in (0, 1).
-
-    Returns
-    -------
-    numpy.ndarray, float64, the shape of ``p``
-
-    Examples
-    --------
-    >>> length_quantile("orthogonal", 0.5, 200, [0.5]).round(2)
-    array([1.33])
-    """
-    v = _squared_gain(family, gain)
-    laws: dict[str, Callable[[float, int, NDArray[np.float64]], NDArray[np.float64]]] = {
-        "random": _random_quantile,
-        "orthogonal": _orthogonal_quantile,
-    }
-    if family not in laws:
-        raise ScaleError(
-            f"expected the random or orthogonal family, received {family!r}. The finite-n law of "
-            "the length is not known for it: use length_mean and length_relative_variance."
-        )
-    probabilities = np.asarray(p, dtype=np.float64)
-    if n < 3 or not ((probabilities > 0) & (probabilities < 1)).all():
-        raise ScaleError(
-            f"expected n >= 3 and probabilities between 0 and 1, received n={n} and {p!r}. "
-            "The ends of the law are not quantiles."
-        )
-    if v == 0:
-        return np.ones(probabilities.shape)
-    return laws[family](v, n, probabilities.ravel()).reshape(probabilities.shape)
+# Limits of the means of M and M², M = ((I-W)(I-W)ᵀ)⁻¹: sections A.2 and A.5. κ = √(1 - 4V).
 
 
-def _random_quantile(v: float, n: int, p: NDArray[np.float64]) -> NDArray[np.float64]:
-    levels = (np.arange(_GRID) + 0.5) / _GRID
-    w = v / n * chi2.ppf(levels, n - 1)
-    root = np.sqrt(1 - w[w < 1])
-
-    def excess(u: float, level: float) -> float:
-        return float(norm.cdf((root - u) / math.sqrt(v / n)).mean()) - level
-
-    # q <= t exactly when u >= t**-0.5.
-    width = 12 * math.sqrt(v / n)
-    bounds = (root.min() - width, root.max() + width)
-    return np.array([brentq(excess, *bounds, args=(level,)) ** -2.0 for level in p])
+def _random_moments(v: float) -> tuple[float, float]:
+    return 1 / (1 - v), (1 - v) ** -4
 
 
-def _orthogonal_quantile(v: float, n: int, p: NDArray[np.float64]) -> NDArray[np.float64]:
-    r = math.sqrt(v)
-    angle = np.linspace(0, math.pi, 50 * _GRID + 1)[1:-1]
-    t = np.cos(angle)
-    inverse_q = 1 - 2 * r * t + v
-    # With t = cos(angle), dt adds one power of sin(angle).
-    log_density = (n - 2) * np.log(np.sin(angle)) + np.log1p(-r * t) - n / 2 * np.log(inverse_q)
-    upper = np.cumsum(np.exp(log_density - log_density.max()))
-    q: NDArray[np.float64] = np.interp(1 - p, upper / upper[-1], 1 / inverse_q)
-    return q
+def _orthogonal_moments(v: float) -> tuple[float, float]:
+    return 1 / (1 - v), (1 + v) / (1 - v) ** 3
 
 
-def _moments(family: str, v: float) -> tuple[float, float]:
-    """Return the limits of the means of M and M², M = ((I-W)(I-W)ᵀ)⁻¹: sections A.2 and A.5."""
-    if family == "random":
-        return 1 / (1 - v), (1 - v) ** -4
-    if family == "orthogonal":
-        return 1 / (1 - v), (1 + v) / (1 - v) ** 3
-    if family == "antisymmetric":
-        root = math.sqrt(1 + 4 * v)
-        return 2 / (1 + root), 1 / root
+def _goe_moments(v: float) -> tuple[float, float]:
     kappa = math.sqrt(1 - 4 * v)
     return 2 / (kappa * (1 + kappa)), kappa**-5
 
 
-def _squared_gain(family: str, gain: float) -> float:
-    law = families.get(family)
-    edge = math.inf if law.symmetry == -1 else 1 / law.radius_edge
+def _antisymmetric_moments(v: float) -> tuple[float, float]:
+    root = math.sqrt(1 + 4 * v)
+    return 2 / (1 + root), 1 / root
+
+
+_MOMENTS: dict[str, Callable[[float], tuple[float, float]]] = {
+    "random": _random_moments,
+    "orthogonal": _orthogonal_moments,
+    "goe": _goe_moments,
+    "antisymmetric": _antisymmetric_moments,
+}
+
+
+def _moments(family: str, v: float) -> tuple[float, float]:
+    return by_family(_MOMENTS, family, "length")(v)
+
+
+# Terms in 1/n of these means, with the least n at which they are used: those of orthogonal W are
+# exact at any.
+
+
+def _goe_mean_correction(v: float) -> float:
+    u = 1 - 4 * v
+    return (1 + 4 * v) / (2 * u**2) - u**-1.5 / 2
+
+
+def _orthogonal_gradient_correction(v: float) -> float:
+    r = math.sqrt(v)
+    return ((1 - r) ** -4 + (1 + r) ** -4) / 2 - _orthogonal_moments(v)[1]
+
+
+def _goe_gradient_correction(v: float) -> float:
+    s, u = 2 * math.sqrt(v), 1 - 4 * v
+    ends = ((1 - s) ** -4 + (1 + s) ** -4) / 4
+    return ends - (5 * u**-3.5 - 3 * u**-2.5) / 4
+
+
+def _antisymmetric_gradient_correction(v: float) -> float:
+    u = 1 + 4 * v
+    return (1 - (1 + u) / 2 * u**-1.5) / 2
+
+
+_Correction = tuple[int, Callable[[float], float]]
+_MEAN_CORRECTIONS: dict[str, _Correction] = {
+    "random": (SMALLEST, lambda v: 2 * v / (1 - v) ** 3),
+    "orthogonal": (1, lambda v: 2 * v / (1 - v) ** 2),
+    "goe": (SMALLEST, _goe_mean_correction),
+    "antisymmetric": (SMALLEST, lambda v: (1 - (1 + 4 * v) ** -0.5) / 2),
+}
+_GRADIENT_CORRECTIONS: dict[str, _Correction] = {
+    "orthogonal": (1, _orthogonal_gradient_correction),
+    "goe": (SMALLEST, _goe_gradient_correction),
+    "antisymmetric": (SMALLEST, _antisymmetric_gradient_correction),
+}
+# Gains below which the linear DEQ has a fixed point.
+_EDGES = {"random": 1.0, "orthogonal": 1.0, "goe": 0.5, "antisymmetric": math.inf}
+
+
+def squared_gain(family: str, gain: float) -> float:
+    """Return V, or raise FamilyError or ScaleError."""
+    edge = by_family(_EDGES, family, "linear DEQ")
     value = scales.require_scale("gain", gain).value
     if not value < edge:
         raise ScaleError(

@@ -7,26 +7,60 @@ independent normal with mean 0. Sections are those of ``docs/theory.md``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import brentq
 
-from deq_init import families
 from deq_init import scale as scales
 from deq_init.errors import ScaleError
 from deq_init.theory import activations
 from deq_init.theory.activations import Activation, Function, Vector
+from deq_init.theory.arguments import by_family, require_positive
 from deq_init.theory.preactivation import Law, law_of, norm_factor, symmetric_radius_factor
 
 Form = Literal["out", "in"]
+
+REACTION = {"random": 0, "orthogonal": 0, "goe": 1, "antisymmetric": -1}
+"""What W contains of its transpose: t of section B.1, by family."""
 
 _LONGEST = 1e13  # times the input's length: a longer fixed point counts as none
 _SHORTEST_STEP = 1e-9  # relative to the gain
 _NEWTON_STEPS = 12
 _TOLERANCE = 1e-12
 _DIFFERENCES = 1e-7
+
+
+_Factor = Callable[[Law, Activation], float]
+
+
+def _free_norm(law: Law, phi: Activation) -> float:
+    return norm_factor(law, phi.steepest)
+
+
+def _circular_radius(law: Law, phi: Activation) -> float:
+    return law.squared_response**0.5
+
+
+def _semicircular_radius(law: Law, phi: Activation) -> float:
+    return symmetric_radius_factor(law, phi.slopes)
+
+
+# Norm and radius of J at gain 1.
+_NORMS: dict[str, _Factor] = {
+    "random": _free_norm,
+    "orthogonal": lambda law, phi: phi.steepest,
+    "goe": _free_norm,
+    "antisymmetric": _free_norm,
+}
+_RADII: dict[str, _Factor] = {
+    "random": _circular_radius,
+    "orthogonal": _circular_radius,
+    "goe": _semicircular_radius,
+    "antisymmetric": _semicircular_radius,
+}
 
 
 @dataclass(frozen=True)
@@ -80,21 +114,17 @@ class MeanField:
 
     @property
     def jacobian_norm(self) -> float:
-        """Spectral norm of J."""
+        """Spectral norm of J, in the limit of large n: see :func:`jacobian_norm`."""
         if self.law is None:
             return math.nan
-        if families.get(self.family).isometric:
-            return self.gain * self.activation.steepest
-        return self.gain * norm_factor(self.law, self.activation.steepest)
+        return self.gain * by_family(_NORMS, self.family)(self.law, self.activation)
 
     @property
     def jacobian_spectral_radius(self) -> float:
         """Spectral radius of J."""
         if self.law is None:
             return math.nan
-        if families.get(self.family).symmetry == 0:
-            return self.gain * self.law.squared_response**0.5
-        return self.gain * symmetric_radius_factor(self.law, self.activation.slopes)
+        return self.gain * by_family(_RADII, self.family)(self.law, self.activation)
 
     @property
     def stable(self) -> bool:
@@ -128,8 +158,9 @@ def mean_field(
         The law of W.
     gain : float
         Square root of V, not negative.
-    activation : {"linear", "tanh", "relu", "hard_tanh", "gelu"}, Activation or callable
-        φ. A callable maps a float64 NumPy array entry by entry; see
+    activation : str, Activation or callable
+        φ: a name out of :data:`~deq_init.theory.activations.ACTIVATIONS`, e.g. "tanh", "relu",
+        "gelu", "silu". A callable maps a float64 NumPy array entry by entry; see
         :func:`~deq_init.theory.activations.custom_activation` for one with a known derivative or
         jumps of slope.
     form : {"out", "in"}
@@ -207,7 +238,7 @@ def _equations(
     family: str, activation: str | Activation | Function, form: Form, input_variance: float
 ) -> _Equations:
     """Return the equations of checked arguments."""
-    symmetry = families.get(family).symmetry
+    symmetry = by_family(REACTION, family, "nonlinear DEQ")
     if form not in ("out", "in"):
         raise ScaleError(
             f"expected form 'out' or 'in', received {form!r}. 'out' is z = φ(Wz) + x, 'in' is "
@@ -215,19 +246,6 @@ def _equations(
         )
     sigma2 = require_positive("input_variance", input_variance)
     return _Equations(activations.resolve(activation), symmetry, form, sigma2)
-
-
-def require_positive(name: str, value: Any) -> float:
-    """Return a finite number > 0 as a float, or raise ScaleError."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if isinstance(value, (bool, np.bool_, str)) or not (math.isfinite(number) and number > 0):
-        raise ScaleError(
-            f"expected {name} to be a finite number > 0, received {value!r}. Pass e.g. 1.0."
-        )
-    return number
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from scipy.optimize import brentq
 from deq_init.theory.activations import Activation, Function, Vector
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(12)
+_LARGEST = 8  # quantiles that stand for the law of a largest slope
 _REACH = 9.0  # standard deviations integrated over: the rest has weight 2e-19
 
 
@@ -128,19 +129,58 @@ def norm_factor(law: Law, steepest: float) -> float:
     steepest : float
         Supremum of \|φ'\|.
     """
-    if steepest == 0:
-        return 0.0
     # A slope that is a difference may exceed its supremum by rounding.
     steepest = max(steepest, float(np.abs(law.slope).max()))
-    t = (law.slope / steepest) ** 2
+    return _free_norm(np.abs(law.slope), law.weight, steepest)
+
+
+def norm_factor_at(law: Law, n: int, isometric: bool) -> float:
+    r"""Return the norm of diag(φ'(h)) W at gain 1, up to its bias, where h has n entries.
+
+    Given M, the largest of n independent \|φ'(h)\|, the others have the law of \|φ'\| given
+    \|φ'\| <= M. The norm is that of :func:`norm_factor` with M for the supremum and this law for
+    h, or M if W is orthogonal; its mean over M is taken at quantiles of M (section B.2).
+
+    Parameters
+    ----------
+    law : Law
+        Of h.
+    n : int
+        Entries of h.
+    isometric : bool
+        Whether W is orthogonal.
+    """
+    steepness = np.abs(law.slope)
+    order = np.argsort(steepness)
+    order = order[law.weight[order] > 0]
+    steepness, weight = steepness[order], law.weight[order]
+    below = np.cumsum(weight)
+    levels = ((np.arange(_LARGEST) + 0.5) / _LARGEST) ** (1 / n)
+    largest = np.interp(levels, below - weight / 2, steepness)
+    if isometric:
+        return float(largest.mean())
+    # Shares of weights, rather than nodes that are in or out, keep the norm continuous.
+    shares = np.clip((levels[:, None] - below) / weight + 1, 0, 1)
+    norms = [
+        _free_norm(np.minimum(steepness, most), weight * share / (weight @ share), most)
+        for most, share in zip(largest.tolist(), shares, strict=True)
+    ]
+    return float(np.mean(norms))
+
+
+def _free_norm(steepness: Vector, weight: Vector, most: float) -> float:
+    """Return the root of min over 0 < t < 1/most² of 1/t + E[T/(1 - tT)], T = steepness²."""
+    if most == 0:
+        return 0.0
+    t = (steepness / most) ** 2
 
     def excess(s: float) -> float:
-        return law.mean((s * t / (1 - s * t)) ** 2) - 1
+        return float(weight @ (s * t / (1 - s * t)) ** 2) - 1
 
     s = 1 - 1e-12
     if excess(s) > 0:
         s = float(brentq(excess, 0.0, s, xtol=1e-15))
-    return steepest * (1 / s + law.mean(t / (1 - s * t))) ** 0.5
+    return most * (1 / s + float(weight @ (t / (1 - s * t)))) ** 0.5
 
 
 def symmetric_radius_factor(law: Law, slopes: tuple[float, float]) -> float:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deq_init import families
 from deq_init import scale as scales
 from deq_init.errors import FamilyError, ScaleError
+from deq_init.theory.arguments import by_family
 
 
 def eigenvalue_density(family: str, gain: float, at: ArrayLike) -> NDArray[np.float64]:
@@ -51,14 +53,8 @@ def eigenvalue_density(family: str, gain: float, at: ArrayLike) -> NDArray[np.fl
     >>> eigenvalue_density("goe", 0.5, [0.0, 2.0]).round(4)
     array([0.6366, 0.    ])
     """
-    law = families.get(family)
-    v = _variance(gain)
-    points = _points(at, complex if family == "random" else float)
-    if law.symmetry != 0:
-        return _semicircle(v, points)
-    if law.isometric:
-        return np.full(points.shape, 1 / (2 * math.pi))
-    return (np.abs(points) ** 2 <= v) / (math.pi * v)
+    dtype, density = by_family(_EIGENVALUES, family, "eigenvalue density")
+    return density(_variance(gain), _points(at, dtype))
 
 
 def singular_value_density(family: str, gain: float, at: ArrayLike) -> NDArray[np.float64]:
@@ -94,19 +90,43 @@ def singular_value_density(family: str, gain: float, at: ArrayLike) -> NDArray[n
     >>> singular_value_density("random", 0.5, [0.0, 2.0]).round(4)
     array([1.2732, 0.    ])
     """
-    if families.get(family).isometric:
+    if family == "orthogonal":
         raise FamilyError(
             f"expected a family whose singular values vary, received {family!r}. They all equal "
             "the gain: draw a line there."
         )
-    v = _variance(gain)
-    points = _points(at, float)
-    return np.where(points >= 0, 2 * _semicircle(v, points), 0.0)
+    density = by_family(_SINGULAR_VALUES, family, "singular-value density")
+    return density(_variance(gain), _points(at, float))
 
 
 def _semicircle(v: float, x: NDArray[np.float64]) -> NDArray[np.float64]:
     density: NDArray[np.float64] = np.sqrt(np.maximum(4 * v - x * x, 0)) / (2 * math.pi * v)
     return density
+
+
+def _circle(v: float, angle: NDArray[Any]) -> NDArray[np.float64]:
+    return np.full(angle.shape, 1 / (2 * math.pi))
+
+
+def _disc(v: float, points: NDArray[Any]) -> NDArray[np.float64]:
+    density: NDArray[np.float64] = (np.abs(points) ** 2 <= v) / (math.pi * v)
+    return density
+
+
+def _quarter_circle(v: float, s: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(s >= 0, 2 * _semicircle(v, s), 0.0)
+
+
+_Density = Callable[[float, NDArray[Any]], NDArray[np.float64]]
+_EIGENVALUES: dict[str, tuple[type, _Density]] = {
+    "random": (complex, _disc),
+    "orthogonal": (float, _circle),
+    "goe": (float, _semicircle),
+    "antisymmetric": (float, _semicircle),
+}
+_SINGULAR_VALUES: dict[str, _Density] = dict.fromkeys(
+    ("random", "goe", "antisymmetric"), _quarter_circle
+)
 
 
 def _variance(gain: float) -> float:
