@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ import numpy as np
 from deq_init import families, fixed_point, spectra
 from deq_init._protocol import Array, IterationPrimitives
 from deq_init.errors import ScaleError, SelectionError, ShapeError
+from deq_init.products import Differences
 from deq_init.spectra import Estimate
 
 Kind = Literal["jacobian_norm", "spectral_radius"]
@@ -33,6 +34,9 @@ Form = Literal["out", "in"]
 
 MAX_STEPS: dict[Kind, int] = {"jacobian_norm": 128, "spectral_radius": 256}
 """Steps of Lanczos and Arnoldi at most."""
+
+RISK = 1e-3
+"""Probability, over start vectors, that a norm is farther from its estimate than its error says."""
 
 SOLVER_STEPS = 1000
 """Evaluations of f for one fixed point at most, when weights are rescaled."""
@@ -153,9 +157,19 @@ def norm(
     """
     fixed_point.require_rtol(rtol)
     fixed_point.require_count("max_steps", max_steps)
-    return spectra.symmetric_norm(
-        xp, lambda v: vjp(jvp(v)), start, rtol=rtol, max_steps=max_steps, squared=True
+    found = spectra.symmetric_norm(
+        xp,
+        lambda v: vjp(jvp(v)),
+        start,
+        rtol=rtol,
+        max_steps=max_steps,
+        squared=True,
+        risk=RISK,
     )
+    if isinstance(jvp, Differences):
+        error = found.error + jvp.error * found.value
+        found = replace(found, error=error, converged=error <= rtol * found.value)
+    return found
 
 
 def radius(
@@ -169,7 +183,8 @@ def radius(
     """Return the spectral radius of each sample's Jacobian; parameters as for :func:`norm`."""
     fixed_point.require_rtol(rtol)
     fixed_point.require_count("max_steps", max_steps)
-    return spectra.spectral_radius(xp, jvp, start, rtol=rtol, max_steps=max_steps)
+    product = jvp.transpose if isinstance(jvp, Differences) else jvp
+    return spectra.spectral_radius(xp, product, start, rtol=rtol, max_steps=max_steps)
 
 
 def measure(

@@ -12,7 +12,8 @@ than rounding.
 References
 ----------
 Golub & Van Loan, Matrix Computations, 4th ed., chapter 10; Saad, Numerical Methods for Large
-Eigenvalue Problems, 2nd ed., sections 3.2 (Kato-Temple) and 6.2.
+Eigenvalue Problems, 2nd ed., sections 3.2 (Kato-Temple) and 6.2. Hochstenbach, "Probabilistic
+upper bounds for the matrix two-norm", J. Sci. Comput. 57 (2013), for the risk of a start.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def symmetric_norm(
     rtol: float,
     max_steps: int,
     squared: bool = False,
+    risk: float | None = None,
 ) -> Estimate:
     """Return the largest modulus of an eigenvalue of symmetric operators, by Lanczos.
 
@@ -89,15 +91,28 @@ def symmetric_norm(
     squared : bool
         Whether the operators are WᵀW and the spectral norm of W is wanted, the square root; each
         step is then two products.
+    risk : float, optional
+        Probability, over normal starts, that the norm exceeds value + error. By default the error
+        is that of the eigenvalue which was found, and a larger one may have been overlooked.
 
     Returns
     -------
     Estimate
         Arrays of shape (batch,). Entries that are not finite give a value of NaN.
+
+    Notes
+    -----
+    Be θ the largest Ritz value, s₁ the first entry of its vector of length 1, r its residual, and c
+    the component of the start of length 1 along the eigenvector of an eigenvalue λ > θ. The Ritz
+    vector is a polynomial of the operator, times the start; the polynomial is 1 / s₁ at θ and
+    rises from there on. So the Ritz vector's component along that eigenvector is at least
+    c / |s₁|, and λ - θ, which is r over that component at most, at most r |s₁| / c. Normal starts
+    have a c below risk √(π / 2n) with the probability ``risk``.
     """
     batch, n = start.shape
     size = min(max_steps, n)
     epsilon = epsilon_of(start)
+    least = None if risk is None else risk * math.sqrt(math.pi / 2 / n)
     length = xp.sqrt(xp.sum(start * start, 1))
     basis = xp.put(xp.zeros((batch, size + 1, n), start), 0, start / length[:, None])
 
@@ -126,7 +141,7 @@ def symmetric_norm(
         stop = xp.minimum(count + _CHECK, size)
         basis, alpha, beta = xp.fori_loop(count, stop, step, (basis, alpha, beta))
         value, error = xp.at_length(
-            stop, size, lambda k: _ritz(xp, alpha[:, :k], beta[:, :k], stop, squared)
+            stop, size, lambda k: _ritz(xp, alpha[:, :k], beta[:, :k], stop, squared, least)
         )
         return stop, basis, alpha, beta, value, error
 
@@ -367,7 +382,12 @@ def _above_diagonal(xp: IterationPrimitives, beta: Array, count: Any) -> Array:
 
 
 def _ritz(
-    xp: IterationPrimitives, alpha: Array, beta: Array, count: Any, squared: bool
+    xp: IterationPrimitives,
+    alpha: Array,
+    beta: Array,
+    count: Any,
+    squared: bool,
+    least: float | None,
 ) -> tuple[Array, Array]:
     """Return the largest modulus of the Ritz values and an estimate of its error.
 
@@ -375,7 +395,7 @@ def _ritz(
     entries beside it, of which the last couples to the vector that would come next; what stands
     after ``count`` is zero. At either end of the spectrum the error is at most the residual r, and
     r² over the gap to the other eigenvalues (Kato-Temple), for which the gap to the next Ritz
-    value stands in.
+    value stands in. Eigenvalues farther out are bounded by the ``least`` component of the start.
     """
     size = alpha.shape[1]
     finite = xp.isfinite(xp.sum(alpha + beta, 1))
@@ -385,15 +405,18 @@ def _ritz(
     diagonal = alpha[:, :, None] * xp.eye(size, alpha)
     theta, vectors = xp.eigh(diagonal + above + xp.transpose(above))
     residual = coupling[:, None] * abs(xp.take(vectors, count - 1))
+    first = abs(xp.take(vectors, 0))
     ends = []
-    for value, far, r in (
-        (-theta[:, 0], theta[:, 1:2] - theta[:, :1], residual[:, 0]),
-        (theta[:, -1], theta[:, -1:] - theta[:, -2:-1], residual[:, -1]),
-    ):
+    for value, far, r, s in (
+        (theta[:, -1], theta[:, -1:] - theta[:, -2:-1], residual[:, -1], first[:, -1]),
+        (-theta[:, 0], theta[:, 1:2] - theta[:, :1], residual[:, 0], first[:, 0]),
+    )[: 1 if squared else 2]:
         bound = xp.minimum(r, r * r / (far[:, 0] + _TINY)) if size > 1 else r
+        if least is not None:
+            bound = xp.maximum(bound, r * s / least)
         ends.append(value + bound)
     value = xp.maximum(theta[:, -1], -theta[:, 0])
-    error = xp.maximum(ends[0], ends[1]) - value
+    error = xp.maximum(ends[0], ends[-1]) - value
     if squared:
         root = xp.sqrt(value)
         error = error / (root + xp.sqrt(value + error) + _TINY)

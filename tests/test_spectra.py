@@ -236,6 +236,16 @@ def test_an_eigenvalue_about_to_be_overtaken_has_not_converged():
     assert abs(found[0.05].value[0] - 1.002) < 1e-4
 
 
+def test_a_matrix_waits_for_all_within_a_hundredth_of_the_largest_eigenvalue():
+    """1.0 stands still from 29 products to 78, when 1.002, hardly in the start, is near 0.99."""
+    diagonal = np.linspace(0.98, 0, 200, dtype=np.float32)
+    diagonal[:2] = 1.0, 1.002
+    start = np.random.default_rng(0).standard_normal((1, 200)).astype(np.float32)
+    start[0, :2] = 30, 1e-10
+    found = spectra.matrix_radius(XP["numpy"], np.diag(diagonal), start)
+    assert not found.converged[0] or abs(found.value[0] - 1.002) < 1e-5
+
+
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
 def test_radius_target_of_a_large_matrix(framework):
     """To 1e-6, as LAPACK in float64 sees it."""

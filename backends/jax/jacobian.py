@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from deq_init import fixed_point as core
 from deq_init import jacobian, scale, selection, states
 from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Measurement, Rescaling
-from deq_init.jax.eager import Compiled
+from deq_init.jax.eager import Compiled, apply_transpose, linearized
 from deq_init.jax.iteration import xp
 from deq_init.jax.selection import is_array, weights_of
 from deq_init.numpy.iteration import xp as numpy_xp
@@ -139,8 +140,9 @@ def jacobian_norm(
 
     Notes
     -----
-    Lanczos on JᵀJ, from ``jax.linearize`` and its transpose. The Jacobian is never formed. Works
-    under ``jax.jit``, and compiles at every call outside of it.
+    Lanczos on JᵀJ, from ``jax.linearize`` and its transpose, or from ``jax.vjp`` and its transpose
+    where f has a ``jax.custom_vjp``. The Jacobian is never formed. Works under ``jax.jit``, and
+    compiles at every call outside of it.
 
     Examples
     --------
@@ -384,7 +386,10 @@ def normals(z: jax.Array) -> jax.Array:
 
 def products(f: Product, z: jax.Array) -> tuple[Product, Product]:
     """Return products with the Jacobian of f at z and with its transpose."""
-    _, jvp = jax.linearize(f, z)
+    jvp = linearized(f, z)
+    if jvp is None:
+        _, pull = jax.vjp(f, z)
+        return partial(apply_transpose, pull), lambda x: pull(x)[0]
     transposed = jax.linear_transpose(jvp, z)
     return jvp, lambda x: transposed(x)[0]
 

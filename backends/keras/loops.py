@@ -23,6 +23,7 @@ from deq_init.jacobian import Measurement, Rescaling
 from deq_init.keras.states import Flat, Function, Vectors
 from deq_init.keras.variables import frobenius, times
 from deq_init.numpy.iteration import xp
+from deq_init.products import checked
 from deq_init.spectra import Estimate
 
 Solver = Callable[[Vectors, Any], Any]
@@ -273,7 +274,8 @@ else:
                 pushed = outer.gradient(pulled, u, tf.constant(x))
                 return np.zeros_like(x) if pushed is None else pushed.numpy()
 
-            return jvp, vjp
+            at = z.numpy()
+            return checked(xp, self, at, jvp, vjp, _normals(at)), vjp
 
     def build(f: Vectors, z0: Any) -> None:
         """Nothing: the first call builds layers."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deq_init import fixed_point as core
@@ -17,6 +18,7 @@ from deq_init.errors import FunctionError, SelectionError
 from deq_init.fixed_point import Method, Solution
 from deq_init.jacobian import Measurement, Rescaling
 from deq_init.plan import compute_dtype
+from deq_init.products import checked
 from deq_init.spectra import Estimate
 from deq_init.torch import filling
 from deq_init.torch.iteration import xp
@@ -130,7 +132,10 @@ def jacobian_norm(
     -----
     Lanczos on JᵀJ, from reverse-mode products and the derivatives of these in their argument. The
     Jacobian is never formed. Scaled dot-product attention uses its mathematical form, and
-    compiled modules run uncompiled: the fast ones cannot be differentiated twice.
+    compiled modules run uncompiled: the fast ones cannot be differentiated twice. Where f has a
+    custom ``autograd.Function`` whose backward cannot be either, ⟨u, Jv⟩ is not ⟨Jᵀu, v⟩ for
+    random vectors. Products with J are then central differences of f, which is called twice for
+    each, and their error is a part of the estimate's; the radius is that of Jᵀ.
 
     Examples
     --------
@@ -346,7 +351,32 @@ def products(f: Product, z: Tensor) -> tuple[Product, Product]:
         (pushed,) = torch.autograd.grad(pulled, u, x, retain_graph=True, allow_unused=True)
         return torch.zeros_like(x) if pushed is None else pushed
 
-    return jvp, vjp
+    if not _has_custom_functions(y):
+        return jvp, vjp
+
+    def evaluate(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return f(x)
+
+    return checked(xp, evaluate, z.detach(), jvp, vjp, normals(z)), vjp
+
+
+def _has_custom_functions(y: Tensor) -> bool:
+    """Return whether autograd reached y through a function whose backward is not PyTorch's own.
+
+    PyTorch's own backwards are differentiable, or raise.
+    """
+    seen, nodes = set(), [y.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        # Those of extensions in C++ have no class of their own in Python.
+        if isinstance(node, BackwardCFunction) or type(node).__name__ == "CppFunction":
+            return True
+        nodes.extend(following for following, _ in node.next_functions)
+    return False
 
 
 def weights_of(weights: Any) -> list[Tensor]:
