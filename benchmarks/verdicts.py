@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 import deq_init.jax
-from deq_init import check, data, families
+from deq_init import check, data, examination, families
 from deq_init import training as core
 from deq_init.experiments import fcn
 from deq_init.jax import jacobian, training
@@ -24,6 +24,7 @@ from deq_init.jax.iteration import xp
 
 RADII = (0.05, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2.0)
 SAMPLES = 32
+HOW = examination.Setting()
 
 
 @jax.jit
@@ -34,9 +35,7 @@ def measured(params, x):
         return jnp.tanh(z @ params["W"]) + injected
 
     z0 = jnp.zeros_like(injected)
-    return check.look(
-        xp, f, z0, jacobian.normals(z0), lambda z: jacobian.products(f, z), check.RTOL
-    )
+    return examination.look(xp, f, z0, jacobian.normals(z0), lambda z: jacobian.products(f, z), HOW)
 
 
 def row(name, outcomes):
@@ -68,7 +67,7 @@ def main():
             trained = training.train_fcn(settings, family, gain, split, orders, seeds)
             for seed, accuracy in zip(seeds, trained.accuracy, strict=True):
                 params = model.init(jax.random.key(seed), init)
-                looked = check.summarize(measured(params, split.x_train[:SAMPLES]))
+                looked = examination.summarize(measured(params, split.x_train[:SAMPLES]), HOW)
                 verdict = looked.judgement[0]
                 outcomes[verdict, family].append(accuracy)
                 outcomes[verdict, "all"].append(accuracy)
