@@ -278,6 +278,16 @@ def fsdp(world):
     deq_init.torch.initialize_(whole, "random", where="embed.weight", seed=5, verbose=False)
     with torch.no_grad():
         equal(model(tokens), whole(tokens), "forward pass after the second initialization")
+    layer = torch.nn.Linear(8, 8)
+    fully_shard(layer, mesh=mesh)
+    for measure in (deq_init.torch.jacobian_norm, deq_init.torch.check):
+        try:  # it would crash in the second product
+            measure(lambda z: layer(z).tanh(), torch.zeros(2, 8))
+        except errors.FunctionError as error:
+            if "full_tensor" not in str(error):
+                raise
+        else:
+            raise AssertionError("measured an FSDP2 module")
 
 
 def tensor_parallel(world):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from deq_init import fixed_point as core
 from deq_init import jacobian, scale
@@ -331,7 +333,8 @@ def products(f: Product, z: Tensor) -> tuple[Product, Product]:
         torch.compiler.set_stance("force_eager"),
     ):
         z = z.clone().requires_grad_()
-        y = f(z)
+        with _without_fsdp():
+            y = f(z)
         u = torch.zeros_like(y, requires_grad=True)
         pulled = None
         if y.requires_grad:
@@ -377,6 +380,31 @@ def _has_custom_functions(y: Tensor) -> bool:
             return True
         nodes.extend(following for following, _ in node.next_functions)
     return False
+
+
+@contextmanager
+def _without_fsdp() -> Iterator[None]:
+    """Raise FunctionError where f calls an FSDP2 module, which frees its parameters too early."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        yield
+        return
+
+    def refuse(module: torch.nn.Module, _: Any) -> None:
+        if isinstance(module, fsdp.FSDPModule):
+            raise FunctionError(
+                f"expected f without sharded modules, received one that calls the FSDP2 module "
+                f"{type(module).__name__}: its parameters are freed after one product with the "
+                "Jacobian. Build the module again without fully_shard, load "
+                "{name: p.full_tensor() for name, p in module.named_parameters()} into it, and "
+                "pass that one."
+            )
+
+    handle = register_module_forward_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def weights_of(weights: Any) -> list[Tensor]:
