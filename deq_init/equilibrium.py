@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -52,16 +53,28 @@ STREAMS = {"W": 0, "U": 1, "R": 2}
 """Which stream of the seed each random parameter is drawn from."""
 
 
+Report = Callable[[Solution], Any]
+"""Is called with the solution of an adjoint equation."""
+
+
+@dataclass(frozen=True)
+class AdjointOptions:
+    """How the adjoint equation is solved: see :func:`adjoint`."""
+
+    gradient: Gradient
+    method: Method
+    rtol: float
+    max_steps: int
+    report: Report | None = None
+
+
 def adjoint(
     xp: LoopPrimitives,
     vjp: Callable[[Array], Array],
     g: Array,
     lost: Array,
-    *,
-    gradient: Gradient,
-    method: Method,
-    rtol: float,
-    max_steps: int,
+    options: AdjointOptions,
+    report: Report | None = None,
 ) -> Array:
     """Return the u = Jᵀu + g that the gradient of a fixed point is made of.
 
@@ -75,22 +88,34 @@ def adjoint(
         Gradient of the loss in the fixed point, float32 or float64.
     lost : array of bool, shape (batch,)
         Samples without a fixed point: their u is zero.
-    gradient : {"implicit", "one_step"}
-        Solve the equation, or take u = g.
-    method, rtol, max_steps
-        As for :func:`deq_init.fixed_point.solve`. The best iterate is taken, converged or not.
+    options : AdjointOptions
+        With ``gradient="implicit"`` the equation is solved, with ``"one_step"`` u is g. Method,
+        rtol and max_steps are those of :func:`deq_init.fixed_point.solve`.
+    report : callable, optional
+        Is called with the Solution: u; its residual |Jᵀu + g - u| / |g|, which is that of u = g or
+        smaller; the evaluations of Jᵀu + g; whether u converged; and as ``index`` which of its
+        iterates u is, 0 for u = g, the one-step gradient.
     """
     g = xp.where(lost[:, None], 0.0, g)
-    if gradient == "one_step":
+    if options.gradient == "one_step":
         return g
     # Lengths are squared in there: gradients of 1e-20 must not underflow.
     size = xp.max(xp.maximum(g, -g), 1)
     size = xp.where(xp.isfinite(size) & (size > 0), size, 1.0)[:, None]
     unit = g / size
     found = fixed_point.solve(
-        xp, lambda u: vjp(u) + unit, unit, method=method, rtol=rtol, max_steps=max_steps
+        xp,
+        lambda u: vjp(u) + unit,
+        unit,
+        method=options.method,
+        rtol=options.rtol,
+        max_steps=options.max_steps,
+        linear=True,
     )
-    return found.value * size
+    u = found.value * size
+    if report is not None:
+        report(replace(found, value=u))
+    return u
 
 
 def replay(

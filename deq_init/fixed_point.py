@@ -78,6 +78,7 @@ def solve(
     damping: float = 1.0,
     rounding: float = 0.0,
     floor: float = 0.0,
+    linear: bool = False,
 ) -> Solution:
     """Return the fixed points of f near z0, for each sample of a batch.
 
@@ -104,6 +105,9 @@ def solve(
     floor : float
         Share of |z0| that the residual is relative to where |f(z)| is less, as in a contraction to
         zero; z0's epsilon, if that is more.
+    linear : bool
+        Whether f is z -> A z + z0, whose iterates may grow without an end: then the residual is
+        |f(z) - z| / |z0|, and no value has a larger one than z0. Convergence is as for any f.
 
     Returns
     -------
@@ -141,7 +145,9 @@ def solve(
         settled = (distance <= began / 2) | (size <= 2 * epsilon * limit)
         kept = running & (error < np.inf) & (size <= limit)
         arrived = kept & settled & (error <= rtol)
-        best = arrived | (kept & (error <= residual))
+        if linear:
+            error = distance / xp.maximum(start, _TINY)
+        best = (kept & (error <= residual)) if linear else arrived | (kept & (error <= residual))
         value = xp.select(best | ~running, z, value)
         residual = xp.where(best, error, residual)
         steps = steps + xp.integers(running)
@@ -160,7 +166,8 @@ def solve(
             # From the best iterate the next is a plain step, and the last try.
             tries = xp.where(kept, (_BEST + 1) * xp.integers(tries == _BEST), tries + 1)
             past = [tries, *history]
-        residual = xp.where(running & ~going, np.inf, residual)
+        if not linear:
+            residual = xp.where(running & ~going, np.inf, residual)
         running = going & ~converged
         z = xp.select(running, target, value)
         state = (count + 1, z, value, residual, running, converged, steps, index, limit, began)

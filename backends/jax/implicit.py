@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from deq_init import equilibrium as core
 from deq_init import fixed_point as solver
-from deq_init.equilibrium import Gradient
+from deq_init.equilibrium import Gradient, Report
 from deq_init.fixed_point import Method, Solution
 from deq_init.jax.iteration import xp
-from deq_init.jax.jacobian import Flat, fixed_point
+from deq_init.jax.jacobian import Flat, Product, fixed_point
 
 Function = Callable[[Any, Any], Any]
 """f(params, z), which returns a state like z."""
-
-
-class _Options(NamedTuple):
-    gradient: Gradient
-    method: Method
-    rtol: float
-    max_steps: int
 
 
 def with_gradient(
@@ -37,6 +30,7 @@ def with_gradient(
     method: Method = "anderson",
     rtol: float = 1e-5,
     max_steps: int = 200,
+    report: Report | None = None,
 ) -> Solution:
     """Return the solution with the gradient that a fixed point of f has in the parameters.
 
@@ -53,8 +47,12 @@ def with_gradient(
         Solve the adjoint equation u = Jᵀu + g, or take u = g, which costs one product with the
         transposed Jacobian and is exact for J = 0.
     method, rtol, max_steps
-        For the adjoint equation, as for :func:`deq_init.jax.fixed_point`. The best iterate is
-        taken, whether or not it converged.
+        For the adjoint equation, as for :func:`deq_init.jax.fixed_point`. Where it does not
+        converge, the iterate with the smallest |Jᵀu + g - u| is taken; the first one is u = g.
+    report : callable, optional
+        Is called with the Solution of the adjoint equation by every backward pass, compiled or
+        not, through ``jax.debug.callback``: u, of shape (batch, n), and for each sample residual,
+        steps and converged. See :func:`deq_init.equilibrium.adjoint`.
 
     Returns
     -------
@@ -69,8 +67,10 @@ def with_gradient(
 
     Notes
     -----
-    A ``custom_vjp``: reverse mode alone, once. Memory is that of one evaluation of f, whatever
-    the solvers' steps.
+    Implicit gradients have derivatives of every order, forward and reverse: ``jax.hessian``,
+    ``jax.jvp`` of ``jax.grad``, gradients of gradients. One-step gradients are reverse mode at
+    first; the derivative of one is that of the gradient itself, with a fixed point that moves.
+    Memory is that of one evaluation of f, whatever the solvers' steps.
 
     See Also
     --------
@@ -89,37 +89,79 @@ def with_gradient(
     core.require_attachable(gradient)
     solver.require_options(method, rtol, max_steps)
     lost = core.lost_samples(xp, solution)
-    options = _Options(gradient, method, rtol, max_steps)
-    value = _attached(f, options, params, jax.lax.stop_gradient(solution.value), lost)
+    options = core.AdjointOptions("implicit", method, rtol, max_steps, report)
+    attached = one_step if gradient == "one_step" else implicit
+    value = attached(f, Linear(options), params, jax.lax.stop_gradient(solution.value), lost)
     return replace(solution, value=value)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attached(f: Function, options: _Options, params: Any, z: Any, lost: jax.Array) -> Any:
+@dataclass(frozen=True)
+class Linear:
+    """Solves x = product(x) + b for arrays of shape (batch, n)."""
+
+    options: core.AdjointOptions
+
+    def __call__(self, product: Product, b: jax.Array, lost: Any, backward: bool) -> jax.Array:
+        """Return x, which is zero for samples that are lost."""
+        report = partial(_report, self.options.report) if backward and self.options.report else None
+        return core.adjoint(xp, product, b, lost, self.options, report)
+
+
+def _report(report: Report, solution: Solution) -> None:
+    jax.debug.callback(report, solution)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def implicit(f: Function, linear: Any, params: Any, z: Any, lost: Any) -> Any:
+    """Return the fixed point z with its derivatives, of any order, forward and reverse."""
     return z
 
 
-def _forward(
-    f: Function, options: _Options, params: Any, z: Any, lost: jax.Array
-) -> tuple[Any, Any]:
+@implicit.defjvp
+def _tangent(f: Function, linear: Any, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """Solve t = J t + b, with b what f's own tangent is at a fixed z."""
+    params, z, lost = primals
+    # Its derivatives are those of this rule, again.
+    z = implicit(f, linear, params, z, lost)
+    flat = Flat(z)
+    x = flat.flatten(z)
+    _, b = jax.jvp(lambda params: flat.map(partial(f, params))(x), (params,), tangents[:1])
+    _, product = jax.linearize(flat.map(partial(f, params)), x)
+
+    def solve(_: Product, b: jax.Array) -> jax.Array:
+        return linear(product, b, lost, False)
+
+    def solve_transposed(matvec: Product, g: jax.Array) -> jax.Array:
+        return linear(lambda u: u - matvec(u), g, lost, True)
+
+    t = jax.lax.custom_linear_solve(lambda t: t - product(t), b, solve, solve_transposed)
+    return z, flat.unflatten(t)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def one_step(f: Function, linear: Any, params: Any, z: Any, lost: Any) -> Any:
+    """Return the fixed point z with its one-step gradient."""
+    return z
+
+
+def _forward(f: Function, linear: Any, params: Any, z: Any, lost: Any) -> tuple[Any, Any]:
+    # Derivatives of the gradient: in them the fixed point moves as it does.
+    z = implicit(f, linear, params, z, lost)
     return z, (params, z, lost)
 
 
-def _backward(
-    f: Function, options: _Options, residuals: Any, cotangent: Any
-) -> tuple[Any, Any, None]:
+def _backward(f: Function, linear: Any, residuals: Any, cotangent: Any) -> tuple[Any, Any, None]:
     params, z, lost = residuals
     flat = Flat(z)
     x = flat.flatten(z)
-    _, state_vjp = jax.vjp(flat.map(partial(f, params)), x)
-    u = core.adjoint(
-        xp, lambda u: state_vjp(u)[0], flat.flatten(cotangent), lost, **options._asdict()
-    )
-    _, parameter_vjp = jax.vjp(lambda params: flat.map(partial(f, params))(x), params)
-    return parameter_vjp(u)[0], jax.tree.map(jnp.zeros_like, z), None
+    _, vjp = jax.vjp(lambda params: flat.map(partial(f, params))(x), params)
+    u = flat.flatten(cotangent)
+    if lost is not None:
+        u = jnp.where(lost[:, None], 0.0, u)
+    return vjp(u)[0], jax.tree.map(jnp.zeros_like, z), None
 
 
-_attached.defvjp(_forward, _backward)
+one_step.defvjp(_forward, _backward)
 
 
 def solve(

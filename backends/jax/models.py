@@ -223,7 +223,13 @@ class DEQFCN:
         z0 = jnp.zeros_like(injected) if z0 is None else jnp.asarray(z0, injected.dtype)
         core.require_start_shape(z0.shape, injected.shape)
         if self.method == "batch" and self.gradient != "unrolled":
-            return _equilibrium(self, params["W"], injected, z0)
+            weights = (params["W"], injected)
+            fixed = jax.lax.stop_gradient(weights)
+            found = iterate(partial(_cell, self, fixed), z0, rtol=self.rtol, max_steps=self.max_steps)
+            attached = implicit.one_step if self.gradient == "one_step" else implicit.implicit
+            linear = _Linear(self.rtol, self.max_steps)
+            value = attached(partial(_cell, self), linear, weights, found.value, None)
+            return Solution(value, found.residual, found.steps, found.converged)
         options: Any = {"rtol": self.rtol, "max_steps": self.max_steps}
         if self.method == "batch":
             fixed = jax.lax.stop_gradient((params["W"], injected))
@@ -263,34 +269,17 @@ def _cell(model: DEQFCN, weights: tuple[jax.Array, jax.Array], z: jax.Array) -> 
     return activation(z @ w + injected)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _equilibrium(model: DEQFCN, w: jax.Array, injected: jax.Array, z0: jax.Array) -> Solution:
-    step = partial(_cell, model, (w, injected))
-    return iterate(step, z0, rtol=model.rtol, max_steps=model.max_steps)
+@dataclass(frozen=True)
+class _Linear:
+    """x = product(x) + b, iterated from zero for the batch as a whole."""
 
+    rtol: float
+    max_steps: int
 
-def _forward(
-    model: DEQFCN, w: jax.Array, injected: jax.Array, z0: jax.Array
-) -> tuple[Solution, Any]:
-    solution = _equilibrium(model, w, injected, z0)
-    return solution, (w, injected, solution.value)
-
-
-def _backward(model: DEQFCN, residuals: Any, cotangent: Solution) -> tuple[jax.Array, ...]:
-    w, injected, z = residuals
-    _, state_vjp = jax.vjp(partial(_cell, model, (w, injected)), z)
-    _, parameter_vjp = jax.vjp(lambda w, injected: _cell(model, (w, injected), z), w, injected)
-    g = cotangent.value
-    if model.gradient == "one_step":
-        u = g
-    else:
-        u = iterate(
-            lambda u: state_vjp(u)[0] + g,
-            jnp.zeros_like(z),
-            rtol=model.rtol,
-            max_steps=model.max_steps,
+    def __call__(self, product: Any, b: jax.Array, lost: None, backward: bool) -> jax.Array:
+        return iterate(
+            lambda x: product(x) + b,
+            jnp.zeros_like(b),
+            rtol=self.rtol,
+            max_steps=self.max_steps,
         ).value
-    return *parameter_vjp(u), jnp.zeros_like(z)
-
-
-_equilibrium.defvjp(_forward, _backward)

@@ -11,6 +11,7 @@ PyTorch     :mod:`deq_init.torch.implicit`'s
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -18,7 +19,8 @@ from keras import ops
 
 from deq_init import equilibrium as core
 from deq_init import fixed_point as solver
-from deq_init.equilibrium import Gradient
+from deq_init.equilibrium import Gradient, Report
+from deq_init.errors import SolverError
 from deq_init.fixed_point import Method, Solution
 from deq_init.keras.states import Flat, Function, State, Vectors
 
@@ -31,6 +33,7 @@ def with_gradient(
     method: Method = "anderson",
     rtol: float = 1e-5,
     max_steps: int = 200,
+    report: Report | None = None,
 ) -> Solution:
     """Return the solution with the gradient that a fixed point of f has in what f depends on.
 
@@ -46,8 +49,13 @@ def with_gradient(
         Solve the adjoint equation u = Jᵀu + g, or take u = g, which costs one product with the
         transposed Jacobian and is exact for J = 0.
     method, rtol, max_steps
-        For the adjoint equation, as for :func:`deq_init.keras.fixed_point`. The best iterate is
-        taken, whether or not it converged.
+        For the adjoint equation, as for :func:`deq_init.keras.fixed_point`. Where it does not
+        converge, the iterate with the smallest |Jᵀu + g - u| is taken; the first one is u = g.
+    report : callable, optional
+        Is called with the Solution of the adjoint equation by every backward pass: u, of shape
+        (batch, n), and for each sample residual, steps and converged. In a TensorFlow graph it is
+        called through ``tf.py_function``, which ``jit_compile`` does not take.
+        See :func:`deq_init.equilibrium.adjoint`.
 
     Returns
     -------
@@ -62,7 +70,10 @@ def with_gradient(
 
     Notes
     -----
-    Reverse mode alone, once. Memory is that of one evaluation of f, whatever the solvers' steps.
+    Second and higher derivatives are right on JAX and PyTorch, as
+    :func:`deq_init.jax.implicit.with_gradient` and :func:`deq_init.torch.implicit.with_gradient`
+    say; on TensorFlow they are a SolverError: pass ``gradient="unrolled"`` to the models there, or
+    use :func:`unrolled`. Memory is that of one evaluation of f, whatever the solvers' steps.
     Works within ``fit``, ``tf.function``, with ``jit_compile`` or without, and ``jax.jit``.
     JAX compiles at every call outside of ``jax.jit``.
 
@@ -96,6 +107,7 @@ def with_gradient(
         "method": method,
         "rtol": rtol,
         "max_steps": max_steps,
+        "report": report,
     }
     value = _attached(flat.map(f), z, solution, options)
     return _valued(flat.unflatten(value), solution)
@@ -186,21 +198,41 @@ else:
             return tape.gradient(y, z, u, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
         @tf.custom_gradient  # type: ignore[untyped-decorator]
+        def adjoint(g: Any, y: Any) -> Any:
+            found = _adjoint(vjp, g, solution, core.AdjointOptions(**options))
+            # y, which depends on what the first derivative depends on, is there for this error.
+            return found, _no_second_derivative
+
+        @tf.custom_gradient  # type: ignore[untyped-decorator]
         def attached(y: Any) -> Any:
-            return tf.identity(z), lambda g: _adjoint(vjp, g, solution, options)
+            return tf.identity(z), lambda g: adjoint(g, y)
 
         return attached(y)
 
-    def _adjoint(vjp: Vectors, g: Any, solution: Solution, options: dict[str, Any]) -> Any:
+    def _no_second_derivative(*_: Any) -> Any:
+        raise SolverError(
+            "expected first derivatives of a fixed point on TensorFlow, received a request for a "
+            "second one. Pass gradient='unrolled', or use Keras on JAX or PyTorch."
+        )
+
+    def _adjoint(vjp: Vectors, g: Any, solution: Solution, options: core.AdjointOptions) -> Any:
         """Return the adjoint of g: by NumPy's loops where that can be, as fixed points are."""
+        report = options.report
         if not tf.executing_eagerly():
-            return core.adjoint(xp, vjp, g, core.lost_samples(xp, solution), **options)
+            traced = None if report is None else partial(_report, report)
+            lost = core.lost_samples(xp, solution)
+            return core.adjoint(xp, vjp, g, lost, options, traced)
 
         def product(u: Any) -> Any:
             return vjp(tf.constant(u)).numpy()
 
         lost = ops.convert_to_numpy(core.lost_samples(xp, solution))
-        return tf.constant(core.adjoint(numpy_xp, product, g.numpy(), lost, **options))
+        return tf.constant(core.adjoint(numpy_xp, product, g.numpy(), lost, options, report))
+
+    def _report(report: Report, found: Solution) -> None:
+        """Call a function from a graph."""
+        parts = (found.value, found.residual, found.steps, found.converged, found.index)
+        tf.py_function(lambda *parts: report(Solution(*parts)), parts, [])
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def _replayed(f: Vectors, z0: Any, solution: Solution, lost: Any, max_steps: int) -> Any:

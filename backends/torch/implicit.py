@@ -8,12 +8,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deq_init import equilibrium as core
 from deq_init import fixed_point as solver
-from deq_init.equilibrium import Gradient
+from deq_init.equilibrium import Gradient, Report
 from deq_init.fixed_point import Method, Solution
+from deq_init.torch import differentiable
 from deq_init.torch.iteration import xp
 from deq_init.torch.jacobian import Function, fixed_point
 from deq_init.torch.states import Flat, State
@@ -35,6 +35,7 @@ def with_gradient(
     method: Method = "anderson",
     rtol: float = 1e-5,
     max_steps: int = 200,
+    report: Report | None = None,
 ) -> Solution:
     """Return the solution with the gradient that a fixed point of f has in what f depends on.
 
@@ -49,8 +50,12 @@ def with_gradient(
         Solve the adjoint equation u = Jᵀu + g, or take u = g, which costs one product with the
         transposed Jacobian and is exact for J = 0.
     method, rtol, max_steps
-        For the adjoint equation, as for :func:`deq_init.torch.fixed_point`. The best iterate is
-        taken, whether or not it converged.
+        For the adjoint equation, as for :func:`deq_init.torch.fixed_point`. Where it does not
+        converge, the iterate with the smallest |Jᵀu + g - u| is taken; the first one is u = g.
+    report : callable, optional
+        Is called with the Solution of the adjoint equation by every backward pass: u, of shape
+        (batch, n), and for each sample residual, steps and converged.
+        See :func:`deq_init.equilibrium.adjoint`.
 
     Returns
     -------
@@ -65,10 +70,13 @@ def with_gradient(
 
     Notes
     -----
-    Reverse mode alone, once: a second derivative is PyTorch's error. Memory is that of one
-    evaluation of f, whatever the solvers' steps. ``torch.compile`` leaves this function, and
-    the solvers, to eager PyTorch: what is around them is compiled, and ``fullgraph=True`` is its
-    error. Nor does ``torch.func`` trace it.
+    Reverse mode, of any order: ``create_graph=True`` gives Hessians, products with them and
+    gradient penalties. f is called again for those, with the tensors that it used the first time;
+    what it uses must be an argument of some operation of PyTorch in f. One-step gradients have no
+    second derivative: asking for one is a SolverError. Memory is that of one evaluation of f,
+    whatever the solvers' steps. ``torch.compile`` leaves this function, and the solvers, to eager
+    PyTorch: what is around them is compiled, and ``fullgraph=True`` is its error. Nor does
+    ``torch.func`` trace it.
 
     See Also
     --------
@@ -89,41 +97,10 @@ def with_gradient(
     if not torch.is_grad_enabled():
         return solution
     flat = Flat(solution.value)
-    z = flat.flatten(solution.value).detach().requires_grad_()
-    y = flat.map(f)(z)
-
-    def adjoint(g: Tensor) -> Tensor:
-        def vjp(u: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(y, z, u, retain_graph=True, allow_unused=True)
-            return torch.zeros_like(u) if product is None else product
-
-        return core.adjoint(
-            xp,
-            vjp,
-            g,
-            core.lost_samples(xp, solution),
-            gradient=gradient,
-            method=method,
-            rtol=rtol,
-            max_steps=max_steps,
-        )
-
-    value = cast(Any, _Attached).apply(y, z.detach(), adjoint)
+    options = core.AdjointOptions(gradient, method, rtol, max_steps, report)
+    z = flat.flatten(solution.value)
+    value = differentiable.attach(flat.map(f), z, core.lost_samples(xp, solution), options)
     return replace(solution, value=flat.unflatten(value))
-
-
-class _Attached(torch.autograd.Function):
-    """The value z, whose gradient g goes on to y = f(z) as the adjoint of g."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, z: Tensor, adjoint: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.adjoint = adjoint
-        return z.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.adjoint(g), None, None
 
 
 @eager
