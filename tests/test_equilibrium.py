@@ -513,3 +513,20 @@ def test_every_scale_of_w():
     first = torch_models.DEQFCN(4, 16, 3).W
     torch.manual_seed(1)
     assert torch.equal(torch_models.DEQFCN(4, 16, 3).W, first)
+
+
+def test_each_parameter_has_normals_of_its_own():
+    """Of matrices that share normals, those of one stream correlate; 1e-6 of false alarms a pair.
+
+    The correlation of m independent pairs is normal to within 1/m, with deviation 1/√m.
+    """
+    transformer = torch_models.DEQTransformer(16, 16, 2, expansion=1, gain=1.0, seed=0)
+    for model in (torch_models.DEQFCN(16, 16, 16, family="random", seed=0), transformer):
+        matrices = {k: v.ravel() for k, v in model.to_arrays().items() if v.std() > 0}
+        assert len(matrices) > 2
+        for a in matrices:
+            for b in matrices:
+                m = min(len(matrices[a]), len(matrices[b]))
+                if a < b:
+                    found = np.corrcoef(matrices[a][:m], matrices[b][:m])[0, 1]
+                    assert abs(found) < 4.9 / np.sqrt(m), (a, b)

@@ -652,3 +652,77 @@ def test_the_script_writes_what_is_measured(tmp_path):
     np.testing.assert_allclose(written["z"], found["z"], atol=1e-6)
     np.testing.assert_allclose(written["gradients/W"], found["gradients"]["W"], atol=1e-6)
     np.testing.assert_array_equal(written["weights/U"], model.to_arrays()["U"])
+
+
+def test_second_derivatives():
+    """Of z = tanh(a z) + 1, for a loss z a: -3.4398 and 1.2072 by central differences of z."""
+    f = deq_init.keras.implicit.with_gradient
+
+    def loss(a):
+        def g(z):
+            return ops.tanh(a * z) + 1
+
+        z = deq_init.keras.fixed_point(g, np.zeros((1, 1), "float32"), rtol=1e-6, method="plain")
+        return ops.sum(f(g, z, rtol=1e-6, method="plain").value * a)
+
+    expected = 0.5 * -3.4398 + 2 * 1.2072
+    if KERAS_BACKEND == "jax":
+        found = jax.jit(jax.hessian(loss), compiler_options=QUICK)(0.5)
+        assert float(found) == pytest.approx(expected, abs=1e-3)
+    elif KERAS_BACKEND == "torch":
+        found = torch.autograd.functional.hessian(loss, torch.tensor(0.5))
+        assert found.item() == pytest.approx(expected, abs=1e-3)
+    else:
+        import tensorflow as tf
+
+        a = tf.Variable(0.5)
+
+        def twice():
+            with tf.GradientTape() as outer:
+                with tf.GradientTape() as inner:
+                    value = loss(a)
+                first = inner.gradient(value, a)
+            return outer.gradient(first, a)
+
+        for call in (twice, tf.function(twice, autograph=False)):
+            with pytest.raises(errors.SolverError, match="received a request for a second one"):
+                call()
+
+
+def test_the_backward_solve_has_a_status():
+    """z = 2 z + x: the adjoint equation diverges, and u = g is its best iterate."""
+    reports = []
+
+    def run_backward(factor, x):
+        def f(z):
+            return factor * z + x
+
+        at = -x / (factor - 1)
+        exact = deq_init.fixed_point.Solution(at, ops.zeros(2), ops.ones(2), ops.ones(2, "bool"))
+        found = deq_init.keras.implicit.with_gradient(
+            f, exact, method="plain", max_steps=30, report=reports.append
+        )
+        return ops.sum(found.value)
+
+    for factor, expected in ((2.0, 1.0), (0.5, 2.0)):
+        x = ops.ones((2, 3))
+        reports.clear()
+        if KERAS_BACKEND == "jax":
+            gradient = jax.jit(jax.grad(functools.partial(run_backward, factor)))(x)
+            jax.effects_barrier()
+        elif KERAS_BACKEND == "torch":
+            x.requires_grad_()
+            (gradient,) = torch.autograd.grad(run_backward(factor, x), x)
+        else:
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = run_backward(factor, x)
+            gradient = tape.gradient(value, x)
+        np.testing.assert_allclose(array(gradient), expected, rtol=1e-4)
+        (status,) = reports
+        assert array(status.converged).tolist() == [factor < 1] * 2
+        assert (array(status.index) == 0).all() == (factor > 1)
+        if factor > 1:
+            np.testing.assert_allclose(array(status.residual), 2.0, rtol=1e-5)

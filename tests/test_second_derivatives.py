@@ -140,12 +140,10 @@ def test_pytorch_products_with_the_hessian():
     assert found[0].norm() > 0.1
     # A lost sample has no part in W's, U's and c's.
     more = torch.cat([x, torch.full((1, SIZES[0]), torch.nan, dtype=x.dtype)])
-    for gradient in ("implicit",):
-        model = torch_model(gradient)
-        logits = model(more)[0]
-        loss = torch.nn.functional.cross_entropy(logits[:4], classes)
-        first = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
-        lost = torch.autograd.grad(sum(g.sum() for g in first), list(model.parameters()))
+    model = torch_model("implicit")
+    loss = torch.nn.functional.cross_entropy(model(more)[0][:4], classes)
+    first = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+    lost = torch.autograd.grad(sum(g.sum() for g in first), list(model.parameters()))
     for a, b in zip(lost, found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
@@ -173,7 +171,9 @@ def test_memory_of_second_derivatives_does_not_grow_with_the_steps():
             seed=0,
         )  # fmt: skip
         saved = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, kept=saved: kept.append(x) or x, lambda x: x
+        ):
             loss = model(torch.ones(2, SIZES[0]))[0].pow(2).sum()
             (g,) = torch.autograd.grad(loss, model.W, create_graph=True)
         # What the products with the Jacobian keep for a moment grows: each the same few.
@@ -273,3 +273,56 @@ def test_memory_of_jaxs_second_derivatives_does_not_grow_with_the_steps():
         return product.lower(params).compile().memory_analysis().temp_size_in_bytes
 
     assert bytes_of(10) == bytes_of(1000)
+
+
+CASES = [("torch", "plain"), ("torch", "anderson"), ("jax", "plain")]
+
+
+@pytest.mark.parametrize(("family", "gain"), [("orthogonal", 2.0), ("orthogonal", 0.5)])
+@pytest.mark.parametrize(("framework", "method"), CASES)
+def test_the_backward_solve_has_a_status_and_is_never_worse_than_one_step(
+    framework, method, family, gain
+):
+    """z = W z + x at its exact fixed point: the residual of u is that of u = g or smaller."""
+    make = getattr(deq_init.torch, f"{family}_")
+    w = make(torch.empty(16, 16, dtype=torch.float64), gain=gain, seed=0).numpy()
+    g = np.random.default_rng(0).standard_normal((2, 16))
+    reports = []
+    options = {"method": method, "rtol": 1e-8, "max_steps": 60, "report": reports.append}
+    if framework == "torch":
+        x = torch.zeros(2, 16, dtype=torch.float64, requires_grad=True)
+        exact = deq_init.fixed_point.Solution(
+            torch.zeros_like(x), torch.zeros(2), torch.ones(2), torch.ones(2, dtype=torch.bool)
+        )
+        value = deq_init.torch.implicit.with_gradient(
+            lambda z: z @ torch.from_numpy(w).T + x, exact, **options
+        ).value
+        (u,) = torch.autograd.grad(value, x, torch.from_numpy(g))
+        u = u.numpy()
+    else:
+        with jax.enable_x64(True):
+
+            def loss(x):
+                exact = deq_init.fixed_point.Solution(
+                    jnp.zeros((2, 16)), jnp.zeros(2), jnp.ones(2, int), jnp.ones(2, bool)
+                )
+                value = deq_init.jax.implicit.with_gradient(
+                    lambda x, z: z @ w.T + x, x, exact, **options
+                ).value
+                return (value * g).sum()
+
+            u = np.asarray(quick(jax.grad(loss), jnp.zeros((2, 16))))
+            jax.effects_barrier()
+    (status,) = reports
+    residual = np.linalg.norm(u @ w + g - u, axis=1) / np.linalg.norm(g, axis=1)
+    floor = np.linalg.norm(g @ w, axis=1) / np.linalg.norm(g, axis=1)
+    assert (residual <= floor * (1 + 1e-9)).all()
+    np.testing.assert_allclose(np.asarray(status.residual), residual, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(np.asarray(status.value), u, rtol=1e-12)
+    converged = np.asarray(status.converged)
+    assert (residual[converged] < 1e-6).all()
+    if method == "plain":
+        assert converged.all() == (gain < 1)
+        assert ((np.asarray(status.index) == 0) == (gain > 1)).all()
+        if gain > 1:
+            np.testing.assert_allclose(u, g, rtol=1e-12)

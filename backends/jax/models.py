@@ -225,7 +225,9 @@ class DEQFCN:
         if self.method == "batch" and self.gradient != "unrolled":
             weights = (params["W"], injected)
             fixed = jax.lax.stop_gradient(weights)
-            found = iterate(partial(_cell, self, fixed), z0, rtol=self.rtol, max_steps=self.max_steps)
+            found = iterate(
+                partial(_cell, self, fixed), z0, rtol=self.rtol, max_steps=self.max_steps
+            )
             attached = implicit.one_step if self.gradient == "one_step" else implicit.implicit
             linear = _Linear(self.rtol, self.max_steps)
             value = attached(partial(_cell, self), linear, weights, found.value, None)

@@ -82,7 +82,9 @@ class _FixedPoint(torch.autograd.Function):
     """The value z, whose gradient g goes to what f depends on by the adjoint u of g."""
 
     @staticmethod
-    def forward(ctx: Any, equation: _Equation, y: Tensor | None, z: Tensor, *rest: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, equation: _Equation, y: Tensor | None, z: Tensor, *rest: Tensor
+    ) -> Tensor:
         value = z.clone()
         ctx.equation = equation
         ctx.save_for_backward(value, *rest)
@@ -240,13 +242,13 @@ def _leaf(x: Tensor) -> Tensor:
     return x if x.requires_grad else x.detach().requires_grad_()
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the tensors, made before node number ``first``, that operations take."""
 
     supports_higher_order_operators = True
 
     def __init__(self, first: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.first = first
         self.found: dict[Edge, Tensor] = {}
 
@@ -258,9 +260,9 @@ class _Recorder(TorchDispatchMode):
 
     def _look(self, group: Iterable[Any]) -> None:
         for x in group:
-            if isinstance(x, Tensor) and x.grad_fn is not None:
-                if x.grad_fn._sequence_nr() < self.first:  # type: ignore[attr-defined]
-                    self.found[_edge(x)] = x
+            node: Any = x.grad_fn if isinstance(x, Tensor) else None
+            if node is not None and node._sequence_nr() < self.first:
+                self.found[_edge(x)] = x
 
 
 def _call(f: Callable[[Tensor], Tensor], leaf: Tensor) -> tuple[Tensor, list[Tensor], bool]:
