@@ -99,6 +99,12 @@ class MatrixPrimitives(Protocol):
     def rounded(self, x: Array, dtype: str) -> Array:
         """The array rounded to a half-precision dtype, in its own."""
 
+    def normalized(self, w: Array) -> tuple[Array, Any]:
+        """w / p and p, a power of two near the largest modulus of an entry, or 1.
+
+        Zeros and NaN if not all entries are finite: LAPACK does not return on each such matrix.
+        """
+
     def symmetric_norm(self, w: Array) -> Array:
         """Largest modulus of an eigenvalue of a symmetric matrix, a scalar."""
 
@@ -117,6 +123,9 @@ class MutablePrimitives(MatrixPrimitives, Protocol):
 
     def copy(self, x: Array) -> Array:
         """A copy, rows first."""
+
+    def is_finite(self, x: Array) -> bool:
+        """Whether all entries are finite."""
 
     def scale_diagonal(self, x: Array, factor: float) -> None:
         """Multiply the main diagonal of x, in place."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -200,10 +200,12 @@ def lengths(shape: Any) -> tuple[int, ...]:
         If it is not a sequence of non-negative integers.
     """
     try:
-        result = tuple(map(operator.index, shape))
+        entries = tuple(shape)
+        result = tuple(map(operator.index, entries))
     except TypeError:
-        result = (-1,)
-    if min(result, default=0) < 0:
+        entries, result = (), (-1,)
+    unordered = isinstance(shape, (str, bytes, bytearray, Set, Mapping))
+    if unordered or min(result, default=0) < 0 or any(isinstance(n, bool) for n in entries):
         raise ShapeError(
             f"expected a shape as a sequence of non-negative integers, received {shape!r}. "
             "Pass e.g. (512, 512)."

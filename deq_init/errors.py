@@ -35,7 +35,7 @@ class ActivationError(DeqInitError, ValueError):
 
 
 class SeedError(DeqInitError, ValueError):
-    """A seed that is no integer in [0, 2**64), or a seed beside a generator."""
+    """A seed that is no integer in [0, 2**64), a seed beside a generator, or a key that is none."""
 
 
 class SelectionError(DeqInitError, ValueError):

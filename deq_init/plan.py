@@ -6,14 +6,15 @@ Which axes of the array are what is said by :mod:`deq_init.axes`.
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from deq_init import axes, families
 from deq_init import scale as scales
-from deq_init._protocol import Array, MatrixPrimitives
+from deq_init._protocol import Array, MatrixPrimitives, MutablePrimitives
 from deq_init.axes import Axes as Axes
 from deq_init.axes import Layout as Layout
 from deq_init.errors import DTypeError, ScaleError, ShapeError
@@ -21,9 +22,6 @@ from deq_init.families import Family, Normals
 
 Index = tuple[int, ...]
 """Which matrix of an array: (), or the number of its slice, of its block, or both; row-major."""
-
-_HALF = ("float16", "bfloat16")
-_FLOATS = (*_HALF, "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,8 @@ class Plan:
         The one scale of each block.
     determinant : {1, -1} or None
         For square orthogonal blocks.
+    dtype : str or None
+        Dtype of the array, if it is known: see :meth:`for_dtype`.
     rounding : str or None
         Half-precision dtype in which a spectral target shall hold.
     """
@@ -65,6 +65,7 @@ class Plan:
     fan_in: int
     scale: scales.Scale
     determinant: int | None
+    dtype: str | None = None
     rounding: str | None = None
 
     @property
@@ -109,10 +110,35 @@ class Plan:
         return None
 
     def for_dtype(self, dtype: str) -> Plan:
-        """Return the plan of an array that will be cast to this dtype."""
-        # Much smaller matrices are subnormal in float16, or zero.
-        adjusts = self.scale.kind != "gain" and self.scale.value >= 2**-10
-        return replace(self, rounding=dtype) if adjusts and dtype in _HALF else self
+        """Return the plan of an array that will be cast to this dtype.
+
+        Raises
+        ------
+        ScaleError
+            If the scale is beyond what the dtype holds: a norm or radius, or an entry at a gain,
+            above its largest number, or entries that lose their digits.
+        """
+        # float32 normals end at 5.5, float64 ones at 8.5; GOE has √2 of them on its diagonal.
+        largest, typical = 1.0, max(self.rows, self.columns, 1) ** -0.5
+        if self.scale.kind == "gain" and not self.family.isometric:
+            typical = self.family.unit(max(self.fan_in, 1))
+            largest = (12.0 if dtype == "float64" else 8.0) * typical
+        scales.require_representable(self.scale, dtype, largest, typical)
+        rounding = dtype if scales.is_corrected(self.scale, dtype) else None
+        return replace(self, dtype=dtype, rounding=rounding)
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether an entry may be beyond the dtype although the scale is not.
+
+        Only matrices that are measured: entries may be larger than a radius, and the factor, by
+        which small normals are multiplied, than the target.
+        """
+        if 0 in self.shape or self.factor is not None or self.dtype is None:
+            return False
+        entries = self.scale.kind == "spectral_radius" and self.family.symmetry == 0
+        dtype = self.dtype if entries else compute_dtype(self.dtype)
+        return self.scale.value > scales.LARGEST[dtype] * 2.0**-27
 
     def with_value(self, value: Any) -> Plan:
         """Return the same plan with another value of its scale, which may be a scalar array."""
@@ -168,15 +194,16 @@ class Plan:
             w = self.family.transform(xp, g, factor, self.determinant)
         else:
             w = self.family.transform(xp, g, factor)
+        symmetry = self.family.symmetry
         if self.factor is None:
-            w *= self.scale.value / self._measure(xp, w)
+            w *= self.scale.value / scales.measure(xp, w, self.scale.kind, symmetry=symmetry)
         if self.rounding is not None:
-            # Rounding moves the target, for an orthogonal matrix by a good part of epsilon.
-            w *= self.scale.value / self._measure(xp, xp.rounded(w, self.rounding))
+            w *= scales.correction(xp, w, self.scale, self.rounding, symmetry=symmetry)
+        if xp.mutable and self.dtype is not None and self.may_overflow:
+            held = xp.rounded(w, self.dtype) if self.dtype in scales.HALF else w
+            finite = cast(MutablePrimitives, xp).is_finite(held)
+            scales.require_finite(self.scale, self.dtype, finite)
         return w
-
-    def _measure(self, xp: MatrixPrimitives, w: Array) -> Array:
-        return scales.measure(xp, w, self.scale.kind, symmetry=self.family.symmetry)
 
 
 def plan(
@@ -217,7 +244,12 @@ def plan(
         Before anything is drawn.
     """
     full = axes.lengths(shape)
-    if (blocks, determinant, batch_axes, in_axes, out_axes) == (None,) * 5:
+    if math.prod(n for n in full if n) >= 2**60:
+        raise ShapeError(
+            f"expected a shape of less than 2**60 entries, received {shape!r}. No array holds more."
+        )
+    named = (blocks, determinant, batch_axes, in_axes, out_axes)
+    if all(option is None for option in named):  # an array compares to an array
         return _common_plan(family, full, layout, scale.kind, scale.value)
     return uncached_plan(
         family, full, layout, scale, blocks, determinant, batch_axes, in_axes, out_axes
@@ -259,6 +291,8 @@ def uncached_plan(
         )
     if determinant is not None:
         _require_determinant(chosen, rows, columns, determinant)
+    if 0 in full:
+        count = None  # no need to go through empty blocks
     block_shape = block.stacked[len(view.batch) :]
     return Plan(
         chosen, view, count, axis, block_shape, rows, columns, block.fan_in, scale, determinant
@@ -334,7 +368,11 @@ def _square_advice(block: axes.View) -> str:
 
 
 def _require_determinant(family: Family, rows: int, columns: int, determinant: Any) -> None:
-    if determinant not in (1, -1) or not family.isometric or rows != columns:
+    try:
+        sign = 0 if isinstance(determinant, bool) else operator.index(determinant)
+    except TypeError:
+        sign = 0
+    if sign not in (1, -1) or not family.isometric or rows != columns:
         raise ShapeError(
             "expected determinant 1 or -1 for square orthogonal matrices, received "
             f"determinant={determinant!r} for a matrix of shape {(rows, columns)} of the "
@@ -383,9 +421,9 @@ def compute_dtype(dtype: Any) -> str:
     >>> compute_dtype("bfloat16")
     'float32'
     """
-    if dtype not in _FLOATS:
+    if dtype not in scales.LARGEST:
         raise DTypeError(
-            f"expected a real floating dtype out of {', '.join(_FLOATS)}, received {dtype}. "
+            f"expected a real floating dtype out of {', '.join(scales.LARGEST)}, received {dtype}. "
             "Pass such a dtype, and cast the result yourself if you need another."
         )
     return "float64" if dtype == "float64" else "float32"

@@ -353,7 +353,7 @@ def _request(
             options.get("blocks"),
             options.get("determinant"),
             *(options.get(name) for name in _AXES),
-        )
+        ).for_dtype(weight.dtype)
     except (ShapeError, DTypeError) as error:
         if lenient:
             return Request(weight, None, _reason(weight, error) + hint)

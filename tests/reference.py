@@ -35,7 +35,7 @@ def orthogonal(g):
         u[k] += sign * np.linalg.norm(x)
         if not u.any():
             u[k] = 1.0
-        q = q @ (np.eye(m) - 2 * np.outer(u, u) / (u @ u))
+        q = q - np.outer(q @ u, 2 * u / (u @ u))
         signs[k] = -sign
     return (q * signs)[:, :n]
 

@@ -87,6 +87,15 @@ def test_equals_the_naive_definition(backend, family, rows, columns, seed, dtype
     assert np.abs(w - expected).max() <= bound * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("shape", [(129, 200), (300, 900), (900, 300)])
+def test_orthogonal_matrices_of_several_panels_equal_the_naive_definition(shape):
+    g = numpy_primitives.normals(5, shape, "float32")[:, :]
+    expected = reference.orthogonal(g.astype(np.float64))
+    for backend in BACKENDS.values():
+        w = backend.sample("orthogonal", shape, seed=5)
+        assert np.abs(w - expected).max() <= 1e-5 * np.abs(expected).max(), backend.name
+
+
 @pytest.mark.parametrize("n", [64, 300])
 def test_one_seed_one_matrix_in_every_backend(family, n):
     """Within 1e-5 of the largest entry, in float32."""
@@ -163,6 +172,11 @@ def test_empty_shapes(backend, family, shape):
     if family in SQUARE:
         shape = (0, 0)
     assert backend.sample(family, shape, seed=0).shape == shape
+
+
+def test_many_blocks_of_an_empty_array(backend):
+    shape = (0, 4) if backend.layout == "out_in" else (4, 0)
+    assert backend.sample("random", shape, seed=0, blocks=10**9).shape == shape
 
 
 def test_a_zero_normal_counts_as_positive():

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -140,12 +141,54 @@ def test_the_key_reuse_checker_sees_a_key_used_twice(family, blocks):
             init(family, blocks=blocks)(key, shape)
 
 
-def test_a_batch_of_keys_is_an_error_that_names_vmap():
-    with pytest.raises(ValueError, match="vmap"):
-        init("random")(jax.random.split(KEY, 2), (4, 4))
+@pytest.mark.parametrize(
+    "key", [0, None, "x", jax.random.split(KEY, 2), jax.random.split(jax.random.PRNGKey(0), 2)]
+)
+def test_what_is_no_key_gets_a_hint(key):
+    message = r"expected one key.*Pass jax\.random\.key\(0\).*jax\.vmap"
+    with pytest.raises(errors.SeedError, match=message):
+        init("random")(key, (4, 4))
+    with pytest.raises(errors.SeedError, match=message):
+        deq_init.jax.initialize({"w": jnp.zeros((4, 4))}, "goe", key=key)
 
 
 # Options and transformations
+
+
+@pytest.mark.parametrize("dtype", [float, "float64", jnp.float64])
+def test_float64_without_x64_is_what_jax_makes_of_it(dtype):
+    def caught(f):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            w = f(KEY, (4, 4), dtype)
+        return w, any("float64 " in str(warning.message) for warning in found)
+
+    expected, warned = caught(jax.nn.initializers.orthogonal())
+    w, also_warned = caught(init("orthogonal"))
+    assert (w.dtype, also_warned) == (expected.dtype, warned) == (jnp.float32, dtype is not float)
+    np.testing.assert_array_equal(w, init("orthogonal")(KEY, (4, 4)))
+    assert caught(jax.jit(init("goe"), static_argnums=(1, 2)))[0].dtype == jnp.float32
+
+
+def test_initialize_takes_float64_leaves_for_what_jax_makes_of_them():
+    leaves = {"u": np.zeros((4, 4)), "w": jax.ShapeDtypeStruct((4, 4), np.float64)}
+    params, summary = deq_init.jax.initialize(leaves, "goe", key=KEY, verbose=False)
+    assert {w.dtype for w in params.values()} == {jnp.dtype("float32")}
+    assert {entry.dtype for entry in summary.entries} == {"float32"}
+
+
+@pytest.mark.parametrize("shape", [(2**33, 2**20), (2**17, 2**15, 2, 2)])
+def test_rows_that_32_bits_do_not_count(shape):
+    with pytest.raises(errors.ShapeError, match=r"less than 2\*\*32 rows"):
+        jax.eval_shape(lambda key: init("random")(key, shape), KEY)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_the_radius_of_a_very_small_or_large_jacobian(scale):
+    """LAPACK's eigenvalues of such a matrix are off by factors of 100 to 1000."""
+    w = np.random.default_rng(1).standard_normal((6, 6)).astype(np.float32)
+    found = deq_init.jax.jacobian_spectral_radius(lambda z: z @ (w * scale), jnp.zeros((1, 6)))
+    np.testing.assert_allclose(found.value / scale, np.abs(np.linalg.eigvals(w)).max(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

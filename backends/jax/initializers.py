@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from deq_init import axes, scale
 from deq_init import plan as plans
-from deq_init.jax import placement, primitives
+from deq_init.jax import normals, placement, primitives
 from deq_init.jax.sampling import sample
 
 
@@ -54,7 +54,8 @@ def random(
         of the two is given, the other is the rest. See :mod:`deq_init.axes`.
     dtype : dtype, optional
         Default dtype of the arrays: float16, bfloat16, float32 or float64; JAX's default float
-        dtype if it is not given.
+        dtype if it is not given. Without ``jax_enable_x64``, float64 is float32, as everywhere in
+        JAX, with its warning.
 
     Returns
     -------
@@ -70,8 +71,10 @@ def random(
     ------
     ScaleError
         From the factory.
-    ShapeError, DTypeError
-        From the initializer, when it is called or traced.
+    ShapeError, DTypeError, SeedError, ScaleError
+        From the initializer, when it is called or traced, the last for a scale beyond what the
+        dtype holds. A spectral radius that fits may be that of entries that do not: that is an
+        error too, but under ``jit``, where they are infinite.
 
     See Also
     --------
@@ -197,8 +200,9 @@ def rescale(
     Raises
     ------
     ShapeError, ScaleError, DTypeError
-        Also if the matrix has norm or radius zero, or entries that are not finite. Under ``jit``,
-        where values are not known, such a matrix gives entries that are not finite.
+        Also if the matrix has norm or radius zero, or entries that are not finite, or if its dtype
+        does not hold the target or the entries of the result. Under ``jit``, where values are not
+        known, such a matrix gives entries that are not finite.
 
     Examples
     --------
@@ -215,17 +219,18 @@ def rescale(
         return w
     stack = w.astype(compute).transpose(view.order)
     matrices = stack.reshape(view.count, *view.matrix)
-    scaled = jnp.stack([_rescaled(matrix, target) for matrix in matrices])
-    return scaled.reshape(stack.shape).transpose(view.inverse).astype(w.dtype)
+    scaled = jnp.stack([_rescaled(matrix, target, w.dtype.name) for matrix in matrices])
+    result = scaled.reshape(stack.shape).transpose(view.inverse).astype(w.dtype)
+    if not isinstance(result, jax.core.Tracer):
+        scale.require_finite(target, w.dtype.name, jnp.isfinite(result).all())
+    return result
 
 
-def _rescaled(matrix: jax.Array, target: scale.Scale) -> jax.Array:
+def _rescaled(matrix: jax.Array, target: scale.Scale, dtype: str) -> jax.Array:
     """Return one matrix with the norm or radius of the target."""
-    measured = scale.measure(primitives.xp, matrix, target.kind)
-    factor: Any = target.value / measured
-    if not isinstance(measured, jax.core.Tracer):
-        factor = scale.factor(target, float(measured))
-    return matrix * factor
+    traced = isinstance(matrix, jax.core.Tracer)
+    unit, factor = scale.rescaling(primitives.xp, matrix, target, dtype, traced=traced)
+    return matrix / unit * factor
 
 
 def initializer(
@@ -244,15 +249,39 @@ def initializer(
         dtype: Any = default_dtype,
         out_sharding: Any = None,
     ) -> jax.Array:
-        try:
-            resolved = jnp.result_type(float) if dtype is None else jnp.dtype(dtype)
-        except TypeError:
-            plans.compute_dtype(dtype)
-            raise
-        plans.compute_dtype(resolved.name)
+        normals.require_key(key)
+        resolved = canonical_dtype(dtype)
         plan = plans.plan(family, shape, "in_out", target, blocks, determinant, *named)
-        plan = plan.for_dtype(resolved.name)
+        plan = plan.for_dtype(resolved)
         sharding = placement.canonical(out_sharding)
-        return sample(plan.with_value(1.0), resolved.name, sharding, key, target.value)
+        w = sample(plan.with_value(1.0), resolved, sharding, key, target.value)
+        if plan.may_overflow and not isinstance(w, jax.core.Tracer):
+            scale.require_finite(target, resolved, jnp.isfinite(w).all())
+        return w
 
     return init
+
+
+def canonical_dtype(dtype: Any) -> str:
+    """Return the name of the dtype that JAX gives an array for which this one is asked.
+
+    As in JAX's own functions, float64 means float32, with JAX's warning, if it is not enabled; None
+    is the default.
+
+    Raises
+    ------
+    DTypeError
+        For any but the four floating ones.
+    """
+    if dtype is None:
+        return jnp.result_type(float).name
+    try:
+        given = jnp.dtype(dtype)
+    except TypeError:
+        plans.compute_dtype(dtype)
+        raise
+    plans.compute_dtype(given.name)
+    resolved = jax.dtypes.canonicalize_dtype(given)
+    if resolved != given:
+        jnp.zeros((), dtype)  # warns, except for Python's own float
+    return resolved.name

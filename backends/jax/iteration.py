@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from deq_init.fixed_point import eliminate
-from deq_init.jax.lapack import one_by_one
+from deq_init.jax.lapack import normalized, one_by_one
 
 State = tuple[Any, ...]
 
@@ -139,8 +139,10 @@ class Iteration:
 
 
 def _moduli(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # LAPACK's own scaling of very small and large matrices is not undone in some of its versions.
+    x, unit = normalized(x)
     values, vectors = jnp.linalg.eig(x)
-    return jnp.abs(values), jnp.abs(jnp.linalg.inv(vectors).mT)
+    return jnp.abs(values) * unit, jnp.abs(jnp.linalg.inv(vectors).mT)
 
 
 _eigh = jax.vmap(one_by_one(lambda x: tuple(jnp.linalg.eigh(x))))

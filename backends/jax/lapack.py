@@ -1,4 +1,4 @@
-"""LAPACK's decompositions on the CPU, which must not meet in batches."""
+"""LAPACK's decompositions on the CPU, which must not meet in batches, nor numbers far from 1."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 _Called = TypeVar("_Called", bound=Callable[..., Any])
 
@@ -40,6 +42,26 @@ def one_by_one(f: _Called) -> _Called:
     differentiable = jax.custom_jvp(sequential)
     differentiable.defjvp(lambda primals, tangents: jax.jvp(f, primals, tangents))
     return cast(_Called, differentiable)
+
+
+@jax.jit
+def normalized(w: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return w / p and p, the power of two next below the largest modulus of an entry.
+
+    Some versions of LAPACK give wrong eigenvalues of matrices that are much smaller or larger: they
+    scale them, and forget to scale back. Zeros and NaN if not all entries are finite.
+    """
+    largest = lax.stop_gradient(jnp.abs(w).max())
+    if w.dtype == jnp.float64:
+        exponent: Any = np.uint64(0x7FF << 52)
+    else:
+        exponent = np.uint32(0xFF << 23)
+    words = lax.bitcast_convert_type(largest, exponent.dtype) & exponent
+    unit = lax.bitcast_convert_type(words, w.dtype)
+    unit = jnp.where(unit == 0, jnp.ones_like(unit), unit)
+    finite = jnp.isfinite(unit)
+    w = jnp.where(finite, w / unit, jnp.zeros_like(w))
+    return w, jnp.where(finite, unit, jnp.full_like(unit, jnp.nan))
 
 
 def _sharded(x: jax.Array) -> bool:

@@ -19,6 +19,7 @@ from jax import lax
 
 from deq_init import axes, draws, families
 from deq_init import plan as plans
+from deq_init.errors import SeedError, ShapeError
 
 
 class Words:
@@ -67,6 +68,12 @@ class Entries:
     def _coordinates(self) -> tuple[jax.Array, jax.Array]:
         """Return each entry's row and column in the matrix of its block."""
         plan, view = self.plan, self.plan.view
+        if max(plan.rows, plan.columns, *plan.shape) >= 2**32:
+            raise ShapeError(
+                "expected less than 2**32 rows and columns, which are counted in 32 bits, received "
+                f"shape {plan.shape}, a matrix of shape {(plan.rows, plan.columns)}. Use blocks=, "
+                "or sample parts of it with keys of their own."
+            )
         index = [lax.broadcasted_iota(np.uint32, plan.shape, a) for a in range(len(plan.shape))]
         lengths = list(plan.shape)
         if plan.blocks is not None:
@@ -119,6 +126,23 @@ def field(key: jax.Array, plan: plans.Plan, index: plans.Index, dtype: str) -> f
         return jax.random.normal(key, shape, dtype)
     view = axes.View(shape, (), (1,), (0,), "out_in")
     return Entries(key, replace(plan, view=view, blocks=None, block_shape=shape), dtype)
+
+
+def require_key(key: Any) -> None:
+    """Raise SeedError if the argument is not one key of JAX's, typed or raw."""
+    try:
+        jax.random.key_impl(key)
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+        valid = not (key.shape if typed else key.shape[:-1])
+    except (TypeError, ValueError, AttributeError):
+        valid = False
+    if not valid:
+        kind = getattr(key, "dtype", type(key).__name__)
+        received = repr(key) if not hasattr(key, "shape") else f"{kind} of shape {key.shape}"
+        raise SeedError(
+            f"expected one key of JAX's, received {received}. Pass jax.random.key(0); for a batch "
+            "of keys, use jax.vmap."
+        )
 
 
 def is_threefry(key: jax.Array) -> bool:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from deq_init import spectra
 from deq_init.jax import iteration
-from deq_init.jax.lapack import one_by_one
+from deq_init.jax.lapack import normalized, one_by_one
 
 
 class Primitives:
@@ -78,6 +78,10 @@ class Primitives:
     def rounded(self, x: jax.Array, dtype: str) -> jax.Array:
         """Values of a half-precision dtype."""
         return x.astype(dtype).astype(x.dtype)
+
+    def normalized(self, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The matrix over a power of two, and that."""
+        return normalized(w)
 
     def symmetric_norm(self, w: jax.Array) -> jax.Array:
         """Largest modulus of an eigenvalue of a symmetric matrix."""

@@ -8,12 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from deq_init import plan as plans
 from deq_init import scale, selection
 from deq_init.errors import ShapeError
-from deq_init.jax import layers
+from deq_init.jax import layers, normals
 from deq_init.jax.sampling import sample, sample_untraced
 
 _SPECIAL = {
@@ -81,7 +82,7 @@ def initialize(
 
     Raises
     ------
-    SelectionError, FamilyError, ShapeError, ScaleError, DTypeError
+    SelectionError, FamilyError, ShapeError, ScaleError, DTypeError, SeedError
         Before anything is drawn, with the weight's name.
 
     Notes
@@ -102,6 +103,7 @@ def initialize(
     1 weight set, 1 left alone
     """
     require_layout(layout)
+    normals.require_key(key)
     options = {
         "family": family,
         "gain": gain,
@@ -158,7 +160,14 @@ def _weight(path: Any, leaf: Any) -> selection.Weight:
         path = path[:-1]
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     shape = tuple(leaf.shape)
-    return selection.Weight(name, shape, leaf.dtype.name, leaf, _special(name))
+    return selection.Weight(name, shape, _dtype_name(leaf), leaf, _special(name))
+
+
+def _dtype_name(leaf: Any) -> str:
+    """Return the dtype of an array, as JAX has it: a NumPy array may be wider."""
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        return jax.dtypes.canonicalize_dtype(leaf.dtype).name
+    return leaf.dtype.name
 
 
 def _special(name: str) -> str:
@@ -173,16 +182,16 @@ def _special(name: str) -> str:
 
 def _sample_like(leaf: Any, plan: plans.Plan, key: jax.Array) -> jax.Array:
     """Return the array of a plan with the dtype and sharding of a leaf."""
-    unit, value = plan.for_dtype(leaf.dtype.name).with_value(1.0), plan.scale.value
+    dtype, unit, value = _dtype_name(leaf), plan.with_value(1.0), plan.scale.value
     if isinstance(leaf, jax.core.Tracer):
         sharding = jax.typeof(leaf).sharding
         sharding = sharding if sharding.mesh.explicit_axes else None
     else:
         sharding = getattr(leaf, "sharding", None)
         if not isinstance(key, jax.core.Tracer):
-            return _sampler(sharding)(unit, leaf.dtype.name, None, key, value)
+            return _sampler(sharding)(unit, dtype, None, key, value)
         sharding = sharding if isinstance(sharding, jax.sharding.NamedSharding) else None
-    return sample(unit, leaf.dtype.name, sharding, key, value)
+    return sample(unit, dtype, sharding, key, value)
 
 
 @lru_cache(maxsize=64)

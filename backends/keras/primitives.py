@@ -75,6 +75,15 @@ class Primitives:
         """Values of a half-precision dtype."""
         return ops.cast(ops.cast(x, dtype), x.dtype)
 
+    def normalized(self, w: Any) -> tuple[Any, Any]:
+        """The matrix over a power of two, and that."""
+        largest = ops.max(ops.abs(w))
+        unit = 2.0 ** ops.floor(ops.log2(largest))
+        unit = ops.where(unit > 0, unit, ops.ones_like(unit))
+        finite = ops.isfinite(largest)
+        w = ops.where(finite, w / unit, ops.zeros_like(w))
+        return w, ops.where(finite, unit, ops.full_like(unit, float("nan")))
+
     def symmetric_norm(self, w: Any) -> Any:
         """Largest modulus of an eigenvalue of a symmetric matrix, in the widest dtype."""
         return ops.cast(ops.max(ops.abs(ops.eigh(_widest(w))[0])), w.dtype)

@@ -50,7 +50,8 @@ def _in_numpy(plan: plans.Plan, seed: Any, dtype: str) -> NDArray[Any]:
             return np.array(ops.convert_to_numpy(_generated(seed, shape, dtype)))
         return numpy_primitives.normals(seed, shape, dtype, index)
 
-    return np.ascontiguousarray(plan.sample(numpy_primitives.xp, normals))
+    with np.errstate(over="ignore", invalid="ignore"):  # it is an error
+        return np.ascontiguousarray(plan.sample(numpy_primitives.xp, normals))
 
 
 def _generated(seed: keras.random.SeedGenerator, shape: tuple[int, int], dtype: str) -> Any:

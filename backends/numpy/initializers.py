@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from deq_init import axes, draws, scale
 from deq_init import plan as plans
+from deq_init.errors import DTypeError
 from deq_init.numpy import primitives
 
 
@@ -52,8 +52,8 @@ def random(
         An integer in [0, 2**64) gives the same matrix in every backend; a generator is advanced
         and gives its own normals; None draws fresh entropy. NumPy's global state is not touched.
     dtype : dtype
-        float16, bfloat16 (with ml_dtypes), float32 or float64. The half-precision ones are
-        sampled in float32 and cast last.
+        float16, bfloat16 (with ml_dtypes), float32 or float64; None for the default. The
+        half-precision ones are sampled in float32 and cast last.
 
     Returns
     -------
@@ -194,7 +194,8 @@ def rescale(
     Raises
     ------
     ShapeError, ScaleError, DTypeError
-        Also if the matrix has norm or radius zero, or entries that are not finite.
+        Also if the matrix has norm or radius zero, or entries that are not finite, or if its dtype
+        does not hold the target or the entries of the result.
 
     Examples
     --------
@@ -203,6 +204,11 @@ def rescale(
            [0. , 0.3]])
     """
     target = scale.resolve_target(spectral_norm, spectral_radius)
+    if isinstance(w, np.ma.MaskedArray):
+        raise DTypeError(
+            "expected an array, received a masked one, whose mask a matrix cannot keep. "
+            "Pass w.filled(0), or what its masked entries should be."
+        )
     w = np.asarray(w)
     compute = plans.compute_dtype(w.dtype.name)
     view = axes.view(w.shape, "out_in", batch_axes, in_axes, out_axes)
@@ -211,16 +217,17 @@ def rescale(
         return w.copy()
     stack = w.astype(compute).transpose(view.order)
     matrices = stack.reshape(view.count, *view.matrix)
-    scaled = [_rescaled(matrix, target) for matrix in matrices]
-    return np.stack(scaled).reshape(stack.shape).transpose(view.inverse).astype(w.dtype, order="C")
+    with np.errstate(over="ignore"):  # it is an error
+        scaled = np.stack([_rescaled(matrix, target, w.dtype.name) for matrix in matrices])
+        result = scaled.reshape(stack.shape).transpose(view.inverse).astype(w.dtype, order="C")
+    scale.require_finite(target, w.dtype.name, primitives.xp.is_finite(result))
+    return result
 
 
-def _rescaled(matrix: NDArray[Any], target: scale.Scale) -> NDArray[Any]:
+def _rescaled(matrix: NDArray[Any], target: scale.Scale, dtype: str) -> NDArray[Any]:
     """Return one matrix with the norm or radius of the target."""
-    measured = math.nan
-    if np.isfinite(matrix).all():
-        measured = float(scale.measure(primitives.xp, matrix, target.kind))
-    return matrix * scale.factor(target, measured)
+    unit, factor = scale.rescaling(primitives.xp, matrix, target, dtype)
+    return matrix / unit * factor
 
 
 def _sample(
@@ -233,11 +240,14 @@ def _sample(
     dtype: DTypeLike,
     named: tuple[Any, Any, Any],
 ) -> NDArray[Any]:
-    resolved = primitives.resolve_dtype(dtype)
+    resolved = primitives.resolve_dtype(np.float32 if dtype is None else dtype)
     plan = plans.plan(family, shape, "out_in", target, blocks, determinant, *named)
     plan = plan.for_dtype(resolved.name)
     compute = plans.compute_dtype(resolved.name)
     source = seed if isinstance(seed, np.random.Generator) else draws.key_from_seed(seed)
     size = (plan.rows, plan.columns)
-    w = plan.sample(primitives.xp, lambda index: primitives.normals(source, size, compute, index))
+    with np.errstate(over="ignore", invalid="ignore"):  # it is an error
+        w = plan.sample(
+            primitives.xp, lambda index: primitives.normals(source, size, compute, index)
+        )
     return w.astype(resolved, order="K" if plan.view.ordered else "C", copy=False)

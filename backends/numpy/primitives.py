@@ -16,7 +16,7 @@ import scipy.special
 from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, eigsh, svds
 
-from deq_init import draws, spectra
+from deq_init import draws, scale, spectra
 from deq_init import plan as plans
 from deq_init.errors import missing_framework
 from deq_init.numpy import iteration
@@ -180,7 +180,19 @@ class Primitives:
 
     def rounded(self, x: Any, dtype: str) -> Any:
         """Values of a half-precision dtype."""
-        return x.astype(resolve_dtype(dtype)).astype(x.dtype)
+        with np.errstate(over="ignore"):
+            return x.astype(resolve_dtype(dtype)).astype(x.dtype)
+
+    def is_finite(self, x: Any) -> bool:
+        """Whether all entries are finite."""
+        return bool(np.isfinite(x).all())
+
+    def normalized(self, w: Any) -> tuple[Any, Any]:
+        """The matrix over a power of two, and that."""
+        unit = scale.power_of_two(float(max(w.max(), -w.min())))
+        if math.isnan(unit):
+            return np.zeros_like(w), unit
+        return (w if unit == 1 else w / unit), unit
 
     def symmetric_norm(self, w: Any) -> Any:
         """Largest modulus of an eigenvalue of a symmetric matrix, by ARPACK or LAPACK."""
@@ -201,7 +213,7 @@ class Primitives:
 
         ARPACK's restarted Arnoldi can settle on another eigenvalue, and calls it converged.
         """
-        if len(w) >= spectra.RADIUS_WORTHWHILE and np.isfinite(w).all():
+        if len(w) >= spectra.RADIUS_WORTHWHILE:
             estimate = spectra.matrix_radius(iteration.xp, w, _start(w)[None])
             if estimate.converged[0]:
                 return estimate.value[0]

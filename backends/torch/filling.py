@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -116,6 +115,7 @@ def sampled(
 
     They have the tensor's dtype. None stands for nothing to write. The tensor is left as it is.
     """
+    plan = plan.for_dtype(dtype_name(w))
     if has_no_data(w):
         return None
     parts = None
@@ -130,7 +130,6 @@ def sampled(
         if own.numel() == 0:
             return None
     compute = plans.compute_dtype(dtype_name(w))
-    plan = plan.for_dtype(dtype_name(w))
     size = (plan.rows, plan.columns)
 
     def normals(index: plans.Index) -> Any:
@@ -159,27 +158,32 @@ def multiply(w: Tensor, target: scale.Scale, view: axes.View) -> None:
         from deq_init.torch import sharding
 
         full, own, parts = sharding.full(w), sharding.local(w), sharding.parts(w)
-    compute = getattr(torch, plans.compute_dtype(dtype_name(w)))
+    name = dtype_name(w)
+    compute = getattr(torch, plans.compute_dtype(name))
     stack = full.detach().to(compute).permute(view.order).reshape(view.count, *view.matrix)
-    factors = [_factor(matrix, target) for matrix in stack]
-    if len(factors) == 1:
-        own.copy_(own.to(compute) * factors[0])
+    xp = primitives.Primitives(stack.device)
+    pairs = [scale.rescaling(xp, matrix, target, name) for matrix in stack]
+    # On every rank for all of it, before anything is written.
+    fits = [
+        (m / unit * factor).to(w.dtype).isfinite().all()
+        for m, (unit, factor) in zip(stack, pairs, strict=True)
+    ]
+    scale.require_finite(target, name, all(fits))
+    if len(pairs) == 1:
+        ((unit, factor),) = pairs
+        own.copy_(own.to(compute) / unit * factor)
         return
-    of_slice = torch.tensor(factors, dtype=compute, device=own.device)
     batch = [view.shape[axis] for axis in view.batch] + [1] * (w.ndim - len(view.batch))
-    of_slice = of_slice.reshape(batch).permute(view.inverse)
-    for axis in view.batch:
-        indices = torch.tensor([i for run in parts[axis] for i in run], dtype=torch.int64)
-        of_slice = of_slice.index_select(axis, indices.to(own.device))
-    own.copy_(own.to(compute) * of_slice)
+    units, factors = torch.tensor(pairs, dtype=compute, device=own.device).T
 
+    def of_own(numbers: Tensor) -> Tensor:
+        numbers = numbers.reshape(batch).permute(view.inverse)
+        for axis in view.batch:
+            indices = torch.tensor([i for run in parts[axis] for i in run], dtype=torch.int64)
+            numbers = numbers.index_select(axis, indices.to(own.device))
+        return numbers
 
-def _factor(matrix: Tensor, target: scale.Scale) -> float:
-    """Return what a matrix must be multiplied by to meet the target."""
-    measured = math.nan  # LAPACK does not return on every matrix that is not finite
-    if matrix.isfinite().all():
-        measured = float(scale.measure(primitives.Primitives(matrix.device), matrix, target.kind))
-    return scale.factor(target, measured)
+    own.copy_(own.to(compute) / of_own(units) * of_own(factors))
 
 
 def _disabled(function: Callable[..., None]) -> Callable[..., None]:

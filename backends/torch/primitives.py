@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deq_init import draws, spectra
+from deq_init import draws, scale, spectra
 from deq_init.numpy import primitives as numpy_primitives
 from deq_init.torch import iteration
 
@@ -142,6 +142,19 @@ class Primitives:
     def rounded(self, x: Tensor, dtype: str) -> Tensor:
         """Values of a half-precision dtype."""
         return x.to(getattr(torch, dtype)).to(x.dtype)
+
+    def is_finite(self, x: Tensor) -> bool:
+        """Whether all entries are finite."""
+        return bool(x.isfinite().all())
+
+    def normalized(self, w: Tensor) -> tuple[Tensor, float]:
+        """The matrix over a power of two, and that."""
+        least, most = w.aminmax()
+        unit = scale.power_of_two(float(torch.maximum(-least, most)))
+        if math.isnan(unit):
+            return torch.zeros_like(w), unit
+        unit = max(unit, torch.finfo(w.dtype).tiny)  # of which the inverse is a number, too
+        return (w if unit == 1 else w / unit), unit
 
     def symmetric_norm(self, w: Tensor) -> Tensor:
         """Largest modulus of an eigenvalue of a symmetric matrix."""
