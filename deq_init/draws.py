@@ -88,9 +88,9 @@ def key_from_seed(seed: Any) -> Key:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value may be one real number: no bool, string, or array with axes."""
-    if isinstance(value, (int, float, str)):
-        return not isinstance(value, (bool, str))
+    """Return whether a value may be one real number: no bool, text, bytes, or array with axes."""
+    if isinstance(value, (int, float, str, bytes, bytearray)):
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
     kind = str(getattr(value, "dtype", ""))
     if "bool" in kind or "complex" in kind:
         return False
