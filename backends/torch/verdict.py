@@ -80,8 +80,8 @@ def check(
     --------
     >>> weight = 1.5 * torch.eye(64)
     >>> report = check(lambda z: z @ weight.T + 1, torch.zeros(2, 64), weights=weight)
-    >>> report.verdict, round(report.suggested_gain, 2)
-    ('divergent', 0.9)
+    >>> report.verdict, round(report.suggested_gain, 1)
+    ('divergent', 0.7)
     """
     flat = Flat(z0)
     chosen = [] if weights is None else weights_of(weights)
