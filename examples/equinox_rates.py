@@ -49,9 +49,10 @@ def main():
     def f(network, z):
         return jax.vmap(network)(z, x)
 
-    print(deq_init.jax.check(f, params, z0, layout="out_in"))
+    report = deq_init.jax.check(f, params, z0, layout="out_in")
+    print(report)
     print(f"before: {solved(params, x, z0)} of {BATCH} samples solved")
-    params, _ = deq_init.jax.rescale_jacobian(f, params, z0, jacobian_norm=0.9)
+    params = deq_init.jax.multiply(params, report.suggested_factor)
     print(f"after: {solved(params, x, z0)} of {BATCH} samples solved")
 
 

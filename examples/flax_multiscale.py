@@ -39,9 +39,10 @@ def main():
     def f(params, z):
         return cell.apply(params, z, x)
 
-    print(deq_init.jax.check(f, params, z0))
+    report = deq_init.jax.check(f, params, z0)
+    print(report)
     print(f"before: {solved(f, params, z0)} of {BATCH} samples solved")
-    params, _ = deq_init.jax.rescale_jacobian(f, params, z0, jacobian_norm=0.9)
+    params = deq_init.jax.multiply(params, report.suggested_factor)
     print(f"after: {solved(f, params, z0)} of {BATCH} samples solved")
 
 

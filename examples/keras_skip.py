@@ -40,9 +40,10 @@ def main():
         return cell(z, x)
 
     weights = [cell.deep.kernel, cell.skip.kernel]
-    print(deq_init.keras.check(f, z0, weights=weights))
+    report = deq_init.keras.check(f, z0, weights=weights)
+    print(report)
     print(f"before: {solved(f, z0)} of {BATCH} samples solved")
-    deq_init.keras.rescale_jacobian(weights, f, z0, jacobian_norm=0.9)
+    deq_init.keras.multiply(weights, report.suggested_factor)
     print(f"after: {solved(f, z0)} of {BATCH} samples solved")
 
 

@@ -47,9 +47,10 @@ def main():
         return cell(z, x)
 
     weights = cell.linear.weight
-    print(deq_init.torch.check(f, z0, weights=weights))
+    report = deq_init.torch.check(f, z0, weights=weights)
+    print(report)
     print(f"before: {solved(f, z0)} of {BATCH} samples solved")
-    deq_init.torch.rescale_jacobian_(weights, f, z0, jacobian_norm=0.9)
+    deq_init.torch.multiply_(weights, report.suggested_factor)
     print(f"after: {solved(f, z0)} of {BATCH} samples solved")
 
 

@@ -25,7 +25,7 @@ def test_example(name, tmp_path):
     assert after == batch
     assert result.stdout.startswith("verdict          divergent")
     (suggestion,) = re.findall(r"^suggestion +(.+)$", result.stdout, re.MULTILINE)
-    assert suggestion in path.read_text()
+    assert f"{suggestion.rsplit(', ', 1)[0]}, report.suggested_factor)" in path.read_text()
 
 
 def test_every_example_is_tested():

@@ -142,7 +142,7 @@ def test_a_target_beyond_the_theory_falls_back_to_measuring():
         ({"family": "goe"}, ScaleError, "family and activation together"),
         ({"activation": "tanh"}, ScaleError, "family and activation together"),
         ({"family": "ginibre", "activation": "tanh"}, DeqInitError, "family"),
-        ({"family": "goe", "activation": "swish"}, DeqInitError, "activation"),
+        ({"family": "goe", "activation": "wiggle"}, DeqInitError, "activation"),
         ({"family": "goe", "activation": "tanh", "form": "both"}, ScaleError, "form"),
         ({"family": "goe", "activation": "tanh", "input_variance": -1}, ScaleError, "input_var"),
     ],
