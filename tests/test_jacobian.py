@@ -284,3 +284,16 @@ def test_a_custom_vjp_in_jax():
     bad = custom(called_back)
     with pytest.raises(FunctionError, match="custom_jvp"):
         deq_init.jax.jacobian_norm(lambda z: bad(z @ w.T), jnp.asarray(z))
+
+
+def test_a_norm_converges_where_singular_values_crowd_at_the_edge():
+    """The slopes of tanh crowd below 1, so the singular values of an orthogonal layer do, too."""
+    w = deq_init.torch.orthogonal_(torch.empty(512, 512), 0.45, seed=1)
+    x = torch.randn(2, 512, generator=torch.Generator().manual_seed(3))
+    f = lambda z: torch.tanh(z @ w.T) + x  # noqa: E731
+    z = deq_init.torch.fixed_point(f, torch.zeros(2, 512)).value
+    slopes = 1 - torch.tanh(z @ w.T) ** 2
+    found = deq_init.torch.jacobian_norm(f, z)
+    assert found.converged.all()
+    error = (found.value - torch.linalg.matrix_norm(slopes[:, :, None] * w, 2)).abs()
+    assert (error <= found.error + 1e-6).all()
