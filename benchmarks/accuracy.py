@@ -2,14 +2,14 @@
 
     python benchmarks/accuracy.py norm --draws 200
     python benchmarks/accuracy.py radius --batch 8
-    python benchmarks/accuracy.py spectral_norm
+    python benchmarks/accuracy.py spectral_norm --framework torch
     python benchmarks/accuracy.py rescale
 
 Five laws of n x n matrices W: GOE, independent normals, their upper triangle, rows times tanh's
 slopes at normals, and an orthogonal matrix with a tenth of normals added. Norm and radius of W z
 by products alone, from normal starts, in float64 to rtol; ``--batch`` matrices are measured
 together, so that all go on until the last one has converged. ``spectral_norm`` and
-``spectral_radius`` rescale float32 matrices of sizes at which products are used, in NumPy.
+``spectral_radius`` rescale float32 matrices of sizes at which NumPy and PyTorch use products.
 ``rescale`` brings tanh(s W z) + x of one sample to a Jacobian norm of 0.9 to 1 %.
 """
 
@@ -68,15 +68,31 @@ def by_products(kind, law, n, options, rng):
     return rows
 
 
-def targets(kind, law, n, options, rng):
+def rescaling(framework):
+    """Return a function of a NumPy matrix and a target, to the framework's rescaled matrix."""
+    if framework == "torch":
+        import torch
+
+        import deq_init.torch
+
+        return lambda w, **target: deq_init.torch.rescale_(torch.from_numpy(w), **target).numpy()
+    if framework == "jax":
+        import deq_init.jax
+
+        return lambda w, **target: np.asarray(deq_init.jax.rescale(w, **target))
     import deq_init.numpy
+
+    return deq_init.numpy.rescale
+
+
+def targets(kind, law, n, options, rng):
     from deq_init.errors import ScaleError
 
-    rows = []
+    rows, rescale = [], rescaling(options.framework)
     for _ in range(options.draws):
         w = draw(law, n, rng).astype(np.float32)
         try:
-            scaled = deq_init.numpy.rescale(w, **{kind: 0.9}).astype(np.float64)
+            scaled = rescale(w, **{kind: 0.9}).astype(np.float64)
         except ScaleError:
             rows.append((0.0, 1e-5, False, 0))
             continue
@@ -112,6 +128,7 @@ def main():
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("--draws", type=int, default=200)
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--framework", choices=("numpy", "torch", "jax"), default="numpy")
     parser.add_argument("--rtol", type=float, default=1e-3)
     parser.add_argument("--sizes", type=int, nargs="+")
     options = parser.parse_args()

@@ -53,7 +53,7 @@ def jacobian_norm(
         As in :func:`mean_field`.
     n : int, optional
         Size of W, at least 8. With it, the mean of the norm over W and x is returned, for that many
-        preactivations: within :math:`n^{-2/3}`, relatively, plus the standard error of a mean.
+        preactivations: within a relative :math:`n^{-2/3}`, or :math:`2 n^{-2/3}` for GOE.
         Without it, the limit of large n. **Where the steepest slope lies in the tail** of h (gelu,
         silu, mish, softplus and selu at small input variances) the limit is out of reach: n must be
         large against :math:`\exp(h_0^2 / (2 \mathrm{Var}\,h))`, with the slope extreme at
