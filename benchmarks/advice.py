@@ -304,7 +304,7 @@ def run(options):
             began = time.time()
             for multiple in multiples:
                 for task, make in TASKS.items():
-                    for seed in range(options.seeds):
+                    for seed in range(options.first_seed, options.first_seed + options.seeds):
                         rng = np.random.default_rng(1000 * seed + 7)
                         x, y = make(rng)
                         x = x.astype(np.float32)
@@ -427,7 +427,8 @@ def main():
     parser.add_argument("--report", metavar="FILE", help="print the tables of a file")
     parser.add_argument("--blocks", nargs="+", choices=list(BLOCKS), default=list(BLOCKS))
     parser.add_argument("--solvers", nargs="+", type=int, default=[30, 80])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=5, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     options = parser.parse_args()
     if options.report:
         report(options.report)
