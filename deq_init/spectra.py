@@ -30,7 +30,8 @@ import numpy as np
 
 from deq_init._protocol import Array, IterationPrimitives
 
-_STEPS = 160  # of Lanczos on a matrix: enough beyond n = 10**4
+_STEPS = 256  # of Lanczos on a matrix: enough beyond n = 10**4
+_RISK = 1e-3  # of a start that hides the norm of a matrix
 _CHECK = 8  # steps between two looks at the Ritz values
 WORTHWHILE = 256
 """Shorter side of a matrix from which on its norm is found faster than by decomposing it."""
@@ -309,7 +310,13 @@ def matrix_norm(xp: IterationPrimitives, w: Array, start: Array, *, symmetric: b
         return y if symmetric else y @ w / scale
 
     found = symmetric_norm(
-        xp, apply, start, rtol=8 * epsilon_of(w), max_steps=_STEPS, squared=not symmetric
+        xp,
+        apply,
+        start,
+        rtol=8 * epsilon_of(w),
+        max_steps=_STEPS,
+        squared=not symmetric,
+        risk=_RISK,
     )
     return replace(found, value=found.value * scale, error=found.error * scale)
 
