@@ -196,6 +196,16 @@ def require_representable(
 _SMALLEST_NORMAL = {**_LEAST, "float16": 2.0**-14}
 
 
+def require_finite_product(factor: float, dtype: str, finite: Any) -> None:
+    """Raise ScaleError if weights that were multiplied by a factor do not fit into their dtype."""
+    if not finite:
+        raise ScaleError(
+            f"expected a factor on finite weights in {dtype} whose products fit into it, received "
+            f"{factor!r}, which gives entries that are not finite. Use a smaller factor or a wider "
+            "dtype."
+        )
+
+
 def require_finite(target: Scale, dtype: str, finite: Any) -> None:
     """Raise ScaleError if a matrix that was scaled to its target does not fit into the dtype."""
     if not finite:

@@ -4,11 +4,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 import torch
 
 import deq_init.jax
+import deq_init.keras
 import deq_init.numpy
 import deq_init.torch
 from deq_init import jacobian, theory
@@ -464,3 +466,18 @@ def test_states_as_trees_in_jax_in_float64():
         radius = abs(np.linalg.eigvals(np.asarray(new["turn"]))).max()
         assert radius == pytest.approx(0.9, rel=1e-6)
         assert result.achieved == pytest.approx(radius, rel=1e-6)
+
+
+def test_products_that_do_not_fit_change_nothing():
+    w = torch.full((4, 4), 100.0, dtype=torch.float16)
+    for factor, weight in ((1e4, w), (1e39, torch.ones(4, 4))):
+        before = weight.clone()
+        with pytest.raises(ScaleError, match="not finite"):
+            deq_init.torch.multiply_([torch.eye(4), weight], factor)
+        assert torch.equal(weight, before)
+    with pytest.raises(ScaleError, match="not finite"):
+        deq_init.jax.multiply({"w": np.full((4, 4), 100, np.float16)}, 1e4)
+    variable = keras.Variable(np.ones((4, 4), np.float32))
+    with pytest.raises(ScaleError, match="not finite"):
+        deq_init.keras.multiply(variable, 1e39)
+    assert np.array_equal(keras.ops.convert_to_numpy(variable), np.ones((4, 4)))

@@ -328,7 +328,8 @@ def multiply(
     Raises
     ------
     ScaleError, SelectionError, DTypeError
-        For a factor that is not a finite number, or weights that there are not.
+        For a factor that is not a finite number or gives entries that are not finite (not under
+        ``jit``), or weights that there are not.
 
     Examples
     --------
@@ -338,7 +339,9 @@ def multiply(
     number = scale.require_factor(factor)
     leaves, structure = jax.tree_util.tree_flatten(params)
     for index in chosen_weights(params, where):
-        leaves[index] = times(leaves[index], number)
+        product = leaves[index] = times(leaves[index], number)
+        if not isinstance(product, jax.core.Tracer):
+            scale.require_finite_product(number, product.dtype.name, jnp.isfinite(product).all())
     return jax.tree_util.tree_unflatten(structure, leaves)
 
 

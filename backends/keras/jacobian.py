@@ -299,8 +299,14 @@ def multiply(weights: keras.Variable | Iterable[keras.Variable], factor: float) 
     0.5
     """
     number = scale.require_factor(factor)
-    for variable in variables_of(weights):
-        variable.assign(times(variable.value, number))
+    variables = variables_of(weights)
+    products = [times(variable.value, number) for variable in variables]
+    for variable, product in zip(variables, products, strict=True):
+        scale.require_finite_product(
+            number, variable.dtype, keras.ops.all(keras.ops.isfinite(product))
+        )
+    for variable, product in zip(variables, products, strict=True):
+        variable.assign(product)
 
 
 if keras.backend.backend() == "torch":

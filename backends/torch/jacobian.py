@@ -285,8 +285,8 @@ def multiply_(weights: Tensor | Iterable[Tensor], factor: float) -> None:
     Raises
     ------
     ScaleError, DTypeError, WeightError, SelectionError
-        For a factor that is not a finite number, or for weights that cannot be written to. None
-        has been changed then.
+        For a factor that is not a finite number or gives entries that are not finite, or for
+        weights that cannot be written to. None has been changed then.
 
     Examples
     --------
@@ -296,7 +296,11 @@ def multiply_(weights: Tensor | Iterable[Tensor], factor: float) -> None:
     0.5
     """
     number = scale.require_factor(factor)
-    Scaled(weights).keep(number)
+    scaled = Scaled(weights)
+    for product in scaled.products(number):
+        finite = product.isfinite().all()
+        scale.require_finite_product(number, filling.dtype_name(product), finite)
+    scaled.keep(number)
 
 
 def _estimate(kind: jacobian.Kind, f: Function, z: State, rtol: float, steps: int) -> Estimate:
@@ -453,12 +457,14 @@ class Scaled:
 
     def multiply(self, factor: float) -> None:
         """Set the weights to their originals times a factor, rounded once."""
-        self._set(
-            [
-                (original.to(getattr(torch, _compute(original))) * factor).to(original.dtype)
-                for original in self._originals
-            ]
-        )
+        self._set(self.products(factor))
+
+    def products(self, factor: float) -> list[Tensor]:
+        """Return the originals times a factor, rounded once."""
+        return [
+            (original.to(getattr(torch, _compute(original))) * factor).to(original.dtype)
+            for original in self._originals
+        ]
 
     def keep(self, factor: float) -> None:
         """Leave the weights multiplied by this factor."""
