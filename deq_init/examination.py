@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deq_init import advice, fixed_point, jacobian, states
+from deq_init import advice, fixed_point, jacobian, rounding, states
 from deq_init._protocol import Array, IterationPrimitives
 from deq_init.check import RTOL, STEPS, Look, Report, Spread, Verdict
 from deq_init.errors import FunctionError, ShapeError, SolverError
@@ -25,7 +25,6 @@ _CYCLE = (
     "iteration does not come to it: it may cycle, or f may round"
 )
 _NORM_STEPS, _RADIUS_STEPS = 64, 128
-_NUDGES = (1e-3, 2.5e-4)  # of |z|, to tell rounding from curvature
 
 
 @dataclass(frozen=True)
@@ -288,13 +287,13 @@ class Model:
                 "and its input"
             ), lost
         once, again = self.values(began), self.values(began)
-        off = _relative(once - again, once)
-        if off > max(RTOL / 10, self.how.rounding):
+        off, above = rounding.relative(once - again, once), max(RTOL / 10, self.how.rounding)
+        if off > above:
             return (
                 f"f is random: two evaluations at one state differ by {off:.1g} of their "
                 "length. Check without dropout and other random numbers"
             ), lost
-        error = self._rounding(began, once)
+        error = rounding.error(self.xp, self.f, began, self.normals, above, self.numbers)
         if error and self.settled() < 1:
             return (
                 f"samples do not settle, and f rounds by about {error:.1g}. Check in float32, "
@@ -302,25 +301,6 @@ class Model:
                 "rounding=2**-10 for float16"
             ), lost
         return "", lost
-
-    def _rounding(self, z: Array, middle: NDArray[Any]) -> float:
-        """Return the relative error of f's values at z, 0 if it is not above the setting's.
-
-        From second differences of f over two distances: those of a smooth f fall by 16 with the
-        square of the distance, and those of rounding hardly do.
-        """
-        size, length = (np.nanmedian(self.numbers(self.xp.lengths(x))) for x in (z, self.normals))
-        direction = self.normals * float(size / length)
-        errors, largest = [], 0.0
-        for nudge in _NUDGES:
-            bend = self.values(z + nudge * direction) + self.values(z - nudge * direction)
-            bend = bend - 2 * middle
-            errors.append(_relative(bend, middle) / 6**0.5)  # of three errors, one of them twice
-            largest = max(largest, float(np.nanmax(np.abs(bend))))
-        coarse, fine = errors
-        known = fine > max(RTOL / 10, self.how.rounding) and fine > coarse / 3
-        # Where a threshold lies between, few entries differ by much; rounding is small in all.
-        return fine if known and largest < 0.1 * float(np.nanmax(np.abs(middle))) else 0.0
 
     def values(self, z: Array, y: Array | None = None) -> NDArray[Any]:
         """Return f(z), or what it was, as float64."""
@@ -423,13 +403,6 @@ def _trials(model: Model, z: Array, scale: Callable[[float], None]) -> advice.Tr
 def _is_long(how: Setting) -> bool:
     """Return whether a radius below ``_CONTRACTING`` should have been enough for this solver."""
     return how.solver is None and _CONTRACTING**how.max_steps < RTOL
-
-
-def _relative(differences: NDArray[Any], values: NDArray[Any]) -> float:
-    """Return the median of |difference| / |value| over the samples where it is finite."""
-    size = np.maximum(np.linalg.norm(values, axis=1), 1e-30)
-    ratios = np.linalg.norm(differences, axis=1) / size
-    return _median(ratios[np.isfinite(ratios)])
 
 
 def _unseen(samples: int, how: Setting) -> Look:

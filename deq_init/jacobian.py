@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deq_init import families, fixed_point, spectra
+from deq_init import families, fixed_point, rounding, spectra
 from deq_init._protocol import Array, IterationPrimitives
 from deq_init.errors import ScaleError, SelectionError, ShapeError
 from deq_init.products import Differences
@@ -291,6 +291,7 @@ class Probe:
     ) -> None:
         self._wanted, self._xp, self._f, self._products = wanted, xp, f, products
         self._z, self._normals, self._solver, self._numbers = z0, normals, solver, numbers
+        self._rounding = 0.0  # where fixed points were lost
 
     def near(self) -> float:
         """Return the value near the fixed point, one step away from the start; 1 if it is lost."""
@@ -313,9 +314,21 @@ class Probe:
         solution = fixed_point.solve(self._xp, self._f, z, rtol=rtol, max_steps=steps)
         converged = self._numbers(solution.converged)
         if len(converged) and not all(converged):
+            self._rounding = self.rounding()
             return Measurement(math.nan, math.inf, False)
         self._z = solution.value
         return self._at(solution.value, converged)
+
+    def rounding(self) -> float:
+        """Return the largest relative error of f's values here and where fixed points were lost.
+
+        0 if they could be found all the same.
+        """
+        if len(self._z) == 0:
+            return 0.0
+        z, above = self._f(self._z), self._wanted.solving_rtol
+        error = rounding.error(self._xp, self._f, z, self._normals, above, self._numbers)
+        return max(error, self._rounding)
 
     def _at(self, z: Array, converged: Any) -> Measurement:
         wanted = self._wanted
@@ -414,6 +427,7 @@ def search(
     evaluate: Callable[[float], Measurement],
     *,
     start: float | None = None,
+    rounding: Callable[[], float] = float,
 ) -> Rescaling:
     """Return the factor at which the measured value is the target, or the nearest one found.
 
@@ -427,6 +441,9 @@ def search(
         Measures at the fixed point of the weights times a factor.
     start : float, optional
         Factor to try first; without it, the one that brings ``first`` to the target.
+    rounding : callable, optional
+        Returns the relative error of f's values, 0 if it is small enough; called if no factor met
+        the target.
     """
     goal = math.log(wanted.value)
     if start is None:
@@ -455,7 +472,9 @@ def search(
         if step is None:
             break
         x = step
-    return _result(wanted, best, len(found) + len(lost), _reason(wanted, found, lost, best))
+    error = rounding()
+    reason = _rounded(wanted, error) if error else _reason(wanted, found, lost, best)
+    return _result(wanted, best, len(found) + len(lost), reason)
 
 
 def _result(
@@ -508,6 +527,15 @@ def _secant(found: dict[float, float], nearest: float) -> float:
         rise = found[others[0]] - found[nearest]
         slope = min(max(rise / (others[0] - nearest), 0.2), 5.0)
     return nearest - found[nearest] / slope
+
+
+def _rounded(wanted: Target, error: float) -> str:
+    """Return what to do about an f that rounds so much that no fixed point tells anything."""
+    return (
+        f"f rounds, or is random, by about {error:.1g}, and fixed points are needed to "
+        f"{wanted.solving_rtol:.1g}: which factors meet the target cannot be told. Rescale in "
+        "float32, without autocast or a mixed policy, and keep the weights for the other precision"
+    )
 
 
 def _reason(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deq_init import fixed_point, scale
+from deq_init import axes, fixed_point, scale
 from deq_init import plan as plans
 from deq_init.errors import SelectionError
 
@@ -47,6 +47,8 @@ class Weights:
         Family to draw them anew from.
     blocks : int or (int, int), optional
         Of the new draws.
+    batch_axes : int or sequence of int, optional
+        Along which those of three axes and more are stacks, see :mod:`deq_init.axes`.
     """
 
     shapes: Sequence[Sequence[int]]
@@ -54,6 +56,7 @@ class Weights:
     layout: plans.Layout
     family: str | None
     blocks: int | tuple[int, int] | None = None
+    batch_axes: axes.Axes | None = None
 
     @property
     def gain(self) -> float | None:
@@ -63,18 +66,38 @@ class Weights:
         """
         if not self.shapes:
             return None
-        axis = 0 if self.layout == "out_in" else -1
         if self.family is None:
-            outputs = sum(shape[axis] for shape in self.shapes)
+            outputs = sum(map(self._outputs, self.shapes))
         else:
             outputs = sum(map(_mean_square, self._units(self.family)))
         return math.sqrt(sum(self.squares) / max(outputs, 1))
 
+    def stack(self, shape: Sequence[int]) -> axes.Axes | None:
+        """Return along which axes an array of this shape is a stack."""
+        return self.batch_axes if len(shape) > 2 else None
+
+    def _outputs(self, shape: Sequence[int]) -> int:
+        """Return the outputs of all matrices of an array."""
+        stack = self.stack(shape)
+        if stack is None:
+            return shape[0 if self.layout == "out_in" else -1]
+        view = axes.view(shape, self.layout, stack)
+        return view.count * view.out
+
     def _units(self, family: str) -> list[plans.Plan]:
         """Return plans to draw each of them from a family at gain 1."""
+        for shape in self.shapes:
+            if len(shape) == 3 and self.batch_axes is None and self.blocks is None:
+                raise SelectionError(
+                    f"expected batch_axes= beside family= for a weight of shape {tuple(shape)}, "
+                    "which may be a stack of matrices or the kernel of a convolution, received "
+                    "none. Pass batch_axes=0 for a stack along the first axis, batch_axes=() for "
+                    "one matrix, or leave the weight or family= out."
+                )
+        one = scale.Scale("gain", 1.0)
         return [
-            plans.plan(family, shape, self.layout, scale.Scale("gain", 1.0), self.blocks)
-            for shape in self.shapes
+            plans.plan(family, s, self.layout, one, self.blocks, batch_axes=self.stack(s))
+            for s in self.shapes
         ]
 
     def plans(self) -> list[plans.Plan]:
@@ -84,8 +107,8 @@ class Weights:
 
         Raises
         ------
-        FamilyError, ShapeError
-            For a family that they cannot be.
+        FamilyError, ShapeError, SelectionError
+            For a family that they cannot be, or axes whose meaning is not given.
         """
         if self.family is None:
             return []
@@ -99,4 +122,4 @@ def _mean_square(unit: plans.Plan) -> int:
     """Return the mean sum of squares of what a plan at gain 1 draws."""
     outputs = unit.rows * unit.columns // unit.fan_in
     block = min(unit.rows, unit.columns) if unit.family.isometric else outputs
-    return (unit.blocks or 1) * (block + unit.family.symmetry)
+    return unit.view.count * (unit.blocks or 1) * (block + unit.family.symmetry)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from deq_init import plan as plans
 from deq_init.errors import FunctionError, ShapeError
 
 _ADVICE = {
-    "f": "the map z -> f(z) from a state to the next",
-    "solver": "a function of f and z0 that returns the fixed point alone",
+    "f": "Pass a map z -> f(z) that returns the next state alone",
+    "solver": "Pass a function of f and z0 that returns the fixed point alone",
 }
 _EPSILONS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
 
@@ -86,13 +88,60 @@ def layout(shapes: Iterable[Iterable[int]], dtypes: Iterable[Any]) -> Layout:
 
 
 def require_like(
-    expected: Layout, shapes: Iterable[Iterable[int]], same_tree: bool, source: str = "f"
+    expected: Layout, tree: Any, z: Any, shapes: Iterable[Iterable[int]] | None, source: str = "f"
 ) -> None:
-    """Raise FunctionError if what f, or a solver, returned is not like the state it was given."""
-    received = tuple(tuple(shape) for shape in shapes)
-    if not same_tree or received != expected.shapes:
-        raise FunctionError(
-            f"expected {source} to return a state like the one that it is given, of shapes "
-            f"{list(expected.shapes)}, received one of shapes {list(received)}. "
-            f"Pass {_ADVICE[source]}."
+    """Raise FunctionError if what f, or a solver, returned is not like the state it was given.
+
+    Parameters
+    ----------
+    expected : Layout
+        Of the state that was given.
+    tree, z : state
+        What was given, and what came back.
+    shapes : iterable of shape, or None
+        Of the arrays that came back; None if they are not in the tree that was given.
+    source : {"f", "solver"}
+        What returned z.
+    """
+    if shapes is not None and tuple(tuple(shape) for shape in shapes) == expected.shapes:
+        return
+    advice = _ADVICE[source]
+    if shapes is None:
+        advice += (
+            ", in the same tuples, lists and dictionaries; leave out caches, losses and other "
+            "values that are not iterated"
         )
+    raise FunctionError(
+        f"expected {source} to return a state like the one that it is given, {outline(tree)}, "
+        f"received {outline(z)}. {advice}."
+    )
+
+
+def outline(z: Any) -> str:
+    """Return a tree of arrays in words, cut after some 200 characters.
+
+    Examples
+    --------
+    >>> outline((np.zeros((4, 8)), {"cache": None, "step": 1}))
+    "(ndarray (4, 8), {'cache': None, 'step': int})"
+    """
+    text = _outline(z)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _outline(z: Any) -> str:
+    if z is None:
+        return "None"
+    if isinstance(z, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_outline(part)}" for key, part in z.items()) + "}"
+    if isinstance(z, (tuple, list)):
+        parts = ", ".join(map(_outline, z))
+        if isinstance(z, list):
+            return f"[{parts}]"
+        name = type(z).__name__ if hasattr(z, "_fields") else ""
+        return f"{name}({parts}{',' if len(z) == 1 else ''})"
+    name = "ndarray" if isinstance(z, np.ndarray) else "array"  # of a framework
+    try:
+        return f"{name} {tuple(z.shape)}"
+    except (AttributeError, TypeError, ValueError):
+        return type(z).__name__

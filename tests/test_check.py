@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from functools import partial
 
 import jax.numpy as jnp
 import keras
@@ -246,6 +247,33 @@ def test_new_draws_are_as_long_as_the_weights(family, shape, blocks):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_stacks_are_drawn_slice_by_slice(framework):
+    """Two matrices of 16 x 16 with all singular values 0.5, whose product has norm 0.25."""
+    stack = np.stack([deq_init.numpy.orthogonal((16, 16), 0.5, seed=s) for s in (0, 1)])
+    stack = stack.astype(np.float32)
+    options = {"family": "orthogonal", "draws": 1, "batch_axes": 0}
+    z0 = np.ones((2, 16), np.float32)
+    if framework == "jax":
+        check = partial(
+            deq_init.jax.check, lambda p, z: z @ p["w"][0] @ p["w"][1] + 1, {"w": stack}, z0
+        )
+    elif framework == "torch":
+        w = torch.tensor(stack)
+        f = lambda z: z @ w[0] @ w[1] + 1  # noqa: E731
+        check = partial(deq_init.torch.check, f, torch.tensor(z0), weights=w)
+    else:
+        v = keras.Variable(stack)
+        f = lambda z: z @ v[0] @ v[1] + 1  # noqa: E731
+        check = partial(deq_init.keras.check, f, keras.ops.array(z0), weights=v)
+    report = check(**options)
+    assert report.gain == pytest.approx(0.5)
+    assert report.redraws[0].jacobian_norm.mean == pytest.approx(0.25, rel=0.02)
+    assert check(batch_axes=0).gain == pytest.approx(0.5)
+    with pytest.raises(SelectionError, match=r"batch_axes=0.*batch_axes=\(\)"):
+        check(family="orthogonal")
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_bad_requests_come_before_anything_is_drawn(framework):
     model = Model(framework, deq_init.numpy.random((N, N), 0.5, seed=1), inputs())
     before = model.matrix()
@@ -417,6 +445,23 @@ def plain(framework, f, z0, **options):
     if framework == "jax":
         return deq_init.jax.check(lambda params, z: f(z), None, jnp.asarray(z0), **options)
     return deq_init.keras.check(f, keras.ops.convert_to_tensor(z0), **options)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    ("f", "received"),
+    [
+        (lambda z: (z * 0.5,), r"\(array \(4, 8\),\)"),
+        (lambda z: {"b": z}, r"\{'b': array \(4, 8\)\}"),
+        (lambda z: (z, {"aux": 1}), r"\(array \(4, 8\), \{'aux': int\}\)"),
+        (lambda z: (z, None), r"\(array \(4, 8\), None\)"),
+        (lambda z: None, "None"),
+    ],
+)
+def test_what_f_returns_in_another_tree_is_named(framework, f, received):
+    given = r"expected f to return a state like .*, array \(4, 8\), "
+    with pytest.raises(FunctionError, match=f"{given}received {received}. .*state alone"):
+        plain(framework, f, np.zeros((4, 8)))
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

@@ -1,6 +1,7 @@
 """Rescaling weights to a Jacobian's norm or radius: how fast, how right, and when it cannot be."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -394,6 +395,58 @@ def test_an_exception_midway_leaves_the_weights():
     with pytest.raises(KeyboardInterrupt):
         rescaled(weight, f)
     assert torch.equal(weight.detach(), 0.1 * torch.eye(4))
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax", "keras"])
+def test_rounding_is_given_as_the_reason(framework, monkeypatch):
+    """Not where the fixed point was lost: f in float32 has the norm 0.7 at a factor near 0.9."""
+    monkeypatch.setattr(jacobian, "SOLVER_STEPS", 100)
+    w = deq_init.numpy.orthogonal((64, 64), 0.8, seed=0).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    if framework == "torch":
+        weight, inputs = torch.tensor(w), torch.tensor(x)
+
+        def f(z):
+            with torch.autocast("cpu", torch.bfloat16):
+                return torch.tanh(z @ weight.T).float() + inputs
+
+        exact = lambda z: torch.tanh(z @ weight.T) + inputs  # noqa: E731
+        z0 = torch.zeros(8, 64)
+        rounded, right = (
+            deq_init.torch.rescale_jacobian_(weight, g, z0, jacobian_norm=0.7) for g in (f, exact)
+        )
+    elif framework == "jax":
+
+        def half(w, z):
+            return jnp.tanh(z.astype(jnp.bfloat16) @ w.T.astype(jnp.bfloat16)) + x
+
+        exact = lambda w, z: jnp.tanh(z @ w.T) + x  # noqa: E731
+        rounded, right = (
+            deq_init.jax.rescale_jacobian(g, w, np.zeros_like(x), jacobian_norm=0.7)[1]
+            for g in (half, exact)
+        )
+    else:
+        variable = keras.Variable(w)
+
+        def cell(z, dtype):
+            product = keras.ops.cast(z, dtype) @ keras.ops.transpose(
+                keras.ops.cast(variable, dtype)
+            )
+            return keras.ops.cast(keras.ops.tanh(product), "float32") + x
+
+        rounded, right = (
+            deq_init.keras.rescale_jacobian(
+                variable,
+                lambda z, dtype=dtype: cell(z, dtype),
+                keras.ops.zeros((8, 64)),
+                jacobian_norm=0.7,
+            )
+            for dtype in ("bfloat16", "float32")
+        )
+    assert not rounded.reached
+    assert re.match("f rounds, or is random, by about .*in float32", rounded.reason)
+    assert right.reached
+    assert 0.8 < right.factor < 1
 
 
 def test_a_map_that_is_random_has_no_fixed_point(monkeypatch):

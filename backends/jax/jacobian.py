@@ -298,7 +298,7 @@ def rescale_jacobian(
 
     with np.errstate(all="ignore"):  # what overflows is an answer here
         first = probe.near() if guess is None else 1.0
-        result = jacobian.search(wanted, first, evaluate, start=guess)
+        result = jacobian.search(wanted, first, evaluate, start=guess, rounding=probe.rounding)
     return (with_factor(values, result.factor) if result.reached else params), result
 
 
@@ -402,6 +402,7 @@ class Flat:
 
     def __init__(self, z: State) -> None:
         leaves, structure = jax.tree_util.tree_flatten(z)
+        self._tree = z
         self._structure: Any = structure
         self._dtypes = [jnp.result_type(leaf) for leaf in leaves]
         self.layout = states.layout(map(jnp.shape, leaves), [d.name for d in self._dtypes])
@@ -409,8 +410,8 @@ class Flat:
     def flatten(self, z: State, source: str = "f") -> jax.Array:
         """Return a state of this layout as one array."""
         leaves, structure = jax.tree_util.tree_flatten(z)
-        shapes = [jnp.shape(leaf) for leaf in leaves]
-        states.require_like(self.layout, shapes, self._structure == structure, source)
+        shapes = [np.shape(leaf) for leaf in leaves] if self._structure == structure else None
+        states.require_like(self.layout, self._tree, z, shapes, source)
         batch = self.layout.batch
         flat = [
             jnp.reshape(leaf, (batch, end - begin)).astype(self.layout.dtype)

@@ -30,6 +30,7 @@ def check(
     family: str | None = None,
     draws: int = 4,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
     layout: plans.Layout = "in_out",
     solver: str | Callable[[Function, State], State] = "plain",
     max_steps: int | None = None,
@@ -55,6 +56,9 @@ def check(
         How many.
     blocks : int or (int, int), optional
         Of the new draws, as in :func:`random`.
+    batch_axes : int or sequence of int, optional
+        Along which weights of three axes and more are stacks of matrices. With a family, those of
+        three axes need it: () for one matrix, such as a convolution's.
     layout : {"in_out", "out_in"}
         Whether layers compute ``z @ kernel`` (Flax, Haiku) or ``weight @ z`` (Equinox).
     solver : {"plain", "anderson"} or callable
@@ -115,6 +119,7 @@ def check(
         layout,
         family,
         blocks,
+        batch_axes,
     )
     requests = known.plans()
 

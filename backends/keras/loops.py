@@ -87,7 +87,7 @@ def rescale_jacobian(
     kept = False
     try:
         first = probe.near() if start is None else 1.0
-        result = jacobian.search(wanted, first, evaluate, start=start)
+        result = jacobian.search(wanted, first, evaluate, start=start, rounding=probe.rounding)
         if result.reached:
             multiply(result.factor)
             kept = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import keras
@@ -30,14 +31,15 @@ class Flat:
 
     def flatten(self, z: State, source: str = "f") -> Any:
         """Return a state of this layout, which source returned, as one tensor."""
-        leaves = _leaves(z)
-        same = _structure(z) == _structure(self._tree)
-        batch = self.layout.batch
-        shapes = [
-            (batch, *shape[1:]) if -1 in (batch, *shape[:1]) else shape
-            for shape in map(_shape, leaves)
-        ]
-        states.require_like(self.layout, shapes, same, source)
+        batch, leaves, shapes = self.layout.batch, [], None
+        if _structure(z) == _structure(self._tree):
+            with suppress(DTypeError):  # of a leaf that is no tensor
+                leaves = _leaves(z)
+                shapes = [
+                    (batch, *shape[1:]) if -1 in (batch, *shape[:1]) else shape
+                    for shape in map(_shape, leaves)
+                ]
+        states.require_like(self.layout, self._tree, z, shapes, source)
         flat = [
             ops.cast(ops.reshape(leaf, (batch, end - begin)), self.layout.dtype)
             for leaf, (begin, end) in zip(leaves, self.layout.bounds, strict=True)
@@ -75,7 +77,8 @@ def _tensor(leaf: Any) -> Any:
             pass
     raise DTypeError(
         f"expected a state of tensors, in tuples, lists or dictionaries, received "
-        f"{type(leaf).__name__}. Convert it with keras.ops.convert_to_tensor."
+        f"{type(leaf).__name__}. Convert it with keras.ops.convert_to_tensor, or leave it out of "
+        "the state."
     )
 
 

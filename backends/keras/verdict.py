@@ -26,6 +26,7 @@ def check(
     family: str | None = None,
     draws: int = 4,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
     solver: str | Callable[[Function, State], State] = "plain",
     max_steps: int | None = None,
     rounding: float | None = None,
@@ -48,6 +49,9 @@ def check(
         How many.
     blocks : int or (int, int), optional
         Of the new draws, as in :class:`Random`.
+    batch_axes : int or sequence of int, optional
+        Along which weights of three axes and more are stacks of matrices. With a family, those of
+        three axes need it: () for one matrix, such as a convolution's.
     solver : {"plain", "anderson"} or callable
         What must bring the samples to their fixed points for a model to be stable: plain iteration,
         Anderson acceleration, or ``solver(f, z0) -> z``.
@@ -91,6 +95,7 @@ def check(
         "in_out",
         family,
         blocks,
+        batch_axes,
     )
     requests = known.plans()
     originals = [ops.copy(variable.value) for variable in variables]

@@ -265,7 +265,7 @@ def rescale_jacobian_(
             scaled.multiply(factor)
             return probe.measure()
 
-        result = jacobian.search(wanted, first, evaluate, start=start)
+        result = jacobian.search(wanted, first, evaluate, start=start, rounding=probe.rounding)
         if result.reached:
             scaled.keep(result.factor)
     return result

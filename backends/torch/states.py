@@ -30,9 +30,10 @@ class Flat:
 
     def flatten(self, z: State, source: str = "f") -> Tensor:
         """Return a state of this layout as one tensor, a copy."""
-        leaves = _leaves(z)
         same = _shape_of(z) == _shape_of(self._tree)
-        states.require_like(self.layout, [leaf.shape for leaf in leaves], same, source)
+        leaves = _leaves(z) if same else []
+        shapes = [leaf.shape for leaf in leaves] if same else None
+        states.require_like(self.layout, self._tree, z, shapes, source)
         batch = self.layout.batch
         flat = [
             leaf.reshape(batch, end - begin).to(self._dtype)
@@ -67,7 +68,7 @@ def _leaves(z: State) -> list[Tensor]:
         return [leaf for part in z for leaf in _leaves(part)]
     raise DTypeError(
         f"expected a state of tensors, in tuples, lists or dictionaries, received "
-        f"{type(z).__name__}. Convert it with torch.as_tensor."
+        f"{type(z).__name__}. Convert it with torch.as_tensor, or leave it out of the state."
     )
 
 
@@ -82,7 +83,9 @@ def _shape_of(z: State) -> Any:
         return None
     if isinstance(z, Mapping):
         return [(key, _shape_of(z[key])) for key in _keys(z)]
-    return [_shape_of(part) for part in z]
+    if isinstance(z, (tuple, list)):
+        return [_shape_of(part) for part in z]
+    return type(z)
 
 
 def _rebuild(tree: State, leaves: Any) -> State:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -26,6 +26,7 @@ def check(
     family: str | None = None,
     draws: int = 4,
     blocks: int | tuple[int, int] | None = None,
+    batch_axes: int | Sequence[int] | None = None,
     solver: str | Callable[[Function, State], State] = "plain",
     max_steps: int | None = None,
     rounding: float | None = None,
@@ -49,6 +50,9 @@ def check(
         How many.
     blocks : int or (int, int), optional
         Of the new draws, as in :func:`random_`.
+    batch_axes : int or sequence of int, optional
+        Along which weights of three axes and more are stacks of matrices. With a family, those of
+        three axes need it: () for one matrix, such as a convolution's.
     solver : {"plain", "anderson"} or callable
         What must bring the samples to their fixed points for a model to be stable: plain iteration,
         Anderson acceleration, or ``solver(f, z0) -> z``.
@@ -96,7 +100,12 @@ def check(
     )
     sizes = [] if scaled is None else scaled.sizes()
     known = Weights(
-        [shape for shape, _ in sizes], [norm**2 for _, norm in sizes], "out_in", family, blocks
+        [shape for shape, _ in sizes],
+        [norm**2 for _, norm in sizes],
+        "out_in",
+        family,
+        blocks,
+        batch_axes,
     )
     requests = known.plans()
 
@@ -109,7 +118,8 @@ def check(
             scaled.written = True
         for index, (w, plan) in enumerate(zip(chosen, requests, strict=True)):
             seed = selection.seed_of(number, str(index))
-            filling.fill(plan.family.name, w, plan.scale, blocks, None, seed, None)
+            named = (known.stack(w.shape), None, None)
+            filling.fill(plan.family.name, w, plan.scale, blocks, None, seed, None, named)
 
     with nullcontext() if scaled is None else scaled.restored_unless_kept(), torch.no_grad():
         return examination.examine(
