@@ -39,7 +39,10 @@ def error(
     numbers : callable
         Makes what NumPy can read of an array.
     """
-    values = lambda z: np.array(numbers(f(z)), np.float64)  # noqa: E731
+
+    def values(z: Array) -> NDArray[Any]:
+        return np.array(numbers(f(z)), np.float64)
+
     with np.errstate(all="ignore"):  # where f diverges
         middle = values(z)
         size, length = (np.median(numbers(xp.lengths(x))) for x in (z, normals))
